@@ -1,0 +1,175 @@
+"""Preprocessing, fitted on the training split only; the same code in training, batch and HTTP.
+
+Saved as ``preprocess.json`` and ``preprocess.safetensors``: no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from lepton_ray.data.schema import Column
+from lepton_ray.errors import DataError
+
+FORMAT = 1
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Fitted numbers by name, and the columns they belong to."""
+
+    columns: tuple[Column, ...]
+    missing: str
+    tensors: Mapping[str, npt.NDArray[np.float32]]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample as the model takes it: (channels, height, width) or (features,)."""
+        first = self.columns[0]
+        if first.kind == "image":
+            height, width, *channels = first.shape
+            return (channels[0] if channels else 1, height, width)
+        return (sum(len(c.categories) if c.kind == "category" else 1 for c in self.columns),)
+
+    def apply(self, columns: Mapping[str, Any]) -> Floats:
+        """[n, *input_shape] from column name -> [n, ...] values.
+
+        Raises:
+            DataError: for a number that is missing when ``missing`` is ``refuse``.
+        """
+        if self.columns[0].kind == "image":
+            return self._image(np.asarray(columns[self.columns[0].name]))
+        return self._table(columns)
+
+    def _image(self, x: npt.NDArray[np.generic]) -> Floats:
+        images = x.astype(np.float32)
+        images = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
+        scaled = (images - self.tensors["mean"]) * self.tensors["scale"]
+        return np.ascontiguousarray(scaled, dtype=np.float32)
+
+    def _table(self, columns: Mapping[str, Any]) -> Floats:
+        n = len(next(iter(columns.values())))
+        features = np.zeros((n, *self.input_shape), np.float32)
+        at = number = 0
+        for column in self.columns:
+            if column.kind == "number":
+                values = np.asarray(columns[column.name], np.float64)
+                absent = ~np.isfinite(values)
+                if absent.any():
+                    if self.missing == "refuse":
+                        raise DataError(_missing_message(column.name, int(absent.sum()), n))
+                    values = np.where(absent, self.tensors["median"][number], values)
+                mean, scale = self.tensors["mean"][number], self.tensors["scale"][number]
+                features[:, at] = (values - mean) * scale
+                at, number = at + 1, number + 1
+            else:
+                known = np.asarray(column.categories, np.str_)
+                texts = np.asarray(columns[column.name]).astype(np.str_)
+                position = np.searchsorted(known, texts)
+                position[position == len(known)] = 0
+                rows = np.flatnonzero(known[position] == texts)  # an unseen value stays all zero
+                features[rows, at + position[rows]] = 1.0
+                at += len(known)
+        return features
+
+    def save(self, folder: Path) -> None:
+        """Write ``preprocess.json`` and ``preprocess.safetensors``."""
+        columns = [
+            {
+                "name": c.name,
+                "kind": c.kind,
+                "shape": c.shape,
+                "low": c.low,
+                "high": c.high,
+                "categories": c.categories,
+            }
+            for c in self.columns
+        ]
+        value = {"format": FORMAT, "missing": self.missing, "columns": columns}
+        (folder / "preprocess.json").write_text(json.dumps(value, indent=1))
+        save_file(dict(self.tensors), folder / "preprocess.safetensors")
+
+    @staticmethod
+    def load(folder: Path) -> Preprocess:
+        """Read what `save` wrote."""
+        value = json.loads((folder / "preprocess.json").read_text())
+        columns = tuple(
+            Column(**{**c, "shape": tuple(c["shape"]), "categories": tuple(c["categories"])})
+            for c in value["columns"]
+        )
+        return Preprocess(
+            columns=columns,
+            missing=value["missing"],
+            tensors=load_file(folder / "preprocess.safetensors"),
+        )
+
+
+def fit_image(column: Column, x: npt.NDArray[np.generic], normalize: bool) -> Preprocess:
+    """Mean and deviation per channel of the training images [n, h, w] or [n, h, w, c]."""
+    images = x[:, None] if x.ndim == 3 else np.moveaxis(x, -1, 1)
+    channels = images.shape[1]
+    if normalize:
+        mean = images.mean(axis=(0, 2, 3), dtype=np.float64)
+        deviation = images.std(axis=(0, 2, 3), dtype=np.float64)
+    else:
+        mean, deviation = np.zeros(channels), np.full(channels, column.high or 1.0)
+    tensors = {"mean": mean.reshape(-1, 1, 1), "scale": _inverse(deviation).reshape(-1, 1, 1)}
+    return Preprocess(columns=(column,), missing="refuse", tensors=_as_float32(tensors))
+
+
+def fit_table(
+    columns: tuple[Column, ...], values: Mapping[str, npt.NDArray[np.generic]], missing: str
+) -> Preprocess:
+    """Categories of text columns; median, mean and deviation of numbers, from training rows.
+
+    Raises:
+        DataError: for missing numbers when ``missing`` is ``refuse``, or a column without any.
+    """
+    fitted, median, mean, deviation = [], [], [], []
+    for column in columns:
+        given = values[column.name]
+        if column.kind == "category":
+            known = tuple(str(v) for v in np.unique(given))
+            fitted.append(Column(name=column.name, kind="category", categories=known))
+            continue
+        numbers = given.astype(np.float64)
+        present = numbers[np.isfinite(numbers)]
+        if len(present) == 0:
+            raise DataError(f"column {column.name!r} has no numbers: data.drop: [{column.name}]")
+        if len(present) < len(numbers) and missing == "refuse":
+            raise DataError(_missing_message(column.name, len(numbers) - len(present), len(numbers)))
+        low, high = float(present.min()), float(present.max())
+        fitted.append(Column(name=column.name, kind="number", low=low, high=high))
+        median.append(np.median(present))
+        filled = np.where(np.isfinite(numbers), numbers, median[-1])
+        mean.append(filled.mean())
+        deviation.append(filled.std())
+    tensors = {
+        "median": np.array(median),
+        "mean": np.array(mean),
+        "scale": _inverse(np.array(deviation)),
+    }
+    return Preprocess(columns=tuple(fitted), missing=missing, tensors=_as_float32(tensors))
+
+
+def _inverse(deviation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.where(deviation > 0, 1.0 / np.where(deviation > 0, deviation, 1.0), 1.0)
+
+
+def _as_float32(tensors: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
+    return {name: np.ascontiguousarray(t, dtype=np.float32) for name, t in tensors.items()}
+
+
+def _missing_message(name: str, absent: int, total: int) -> str:
+    return (
+        f"column {name!r} has no finite number in {absent} of {total} rows: fill or drop them, or "
+        "set data.preprocess.missing: median"
+    )

@@ -1,0 +1,47 @@
+"""What a sample looks like: the columns a model takes and the classes it answers with.
+
+Values only: this travels with every model version as JSON and becomes the signature of the
+version and the request type of its endpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    name: str
+    kind: Literal["image", "number", "category"]
+    shape: tuple[int, ...] = ()
+    """Of one value: (height, width) or (height, width, channels) for an image, () otherwise."""
+    low: float | None = None
+    high: float | None = None
+    """Smallest and largest value of the training split (of the format, for an image)."""
+    categories: tuple[str, ...] = ()
+    """The values of a category seen in training, sorted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    columns: tuple[Column, ...]
+    target: str
+    classes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Schema:
+        columns = tuple(
+            Column(
+                **{
+                    **column,
+                    "shape": tuple(column["shape"]),
+                    "categories": tuple(column["categories"]),
+                }
+            )
+            for column in value["columns"]
+        )
+        return Schema(columns=columns, target=value["target"], classes=tuple(value["classes"]))

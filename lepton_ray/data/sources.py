@@ -1,0 +1,197 @@
+"""Read what ``data.source`` names into columns of raw values and a column of labels."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_ray.config.schema import ImageData, TableData
+from lepton_ray.data.schema import Column
+from lepton_ray.errors import DataError
+
+Array = npt.NDArray[np.generic]
+
+MAX_CATEGORIES = 1000
+IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """All samples as the source holds them, before any split."""
+
+    columns: dict[str, Array]
+    """Column name -> values, [n, ...]; images uint8 or float32, numbers float64, categories str."""
+    kinds: tuple[Column, ...]
+    """The columns' types; ranges and categories of tables are filled in from the training split."""
+    labels: npt.NDArray[np.str_]
+    """[n]"""
+    target: str
+    given_test: npt.NDArray[np.bool_] | None = None
+    """[n] True where the source itself says test."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read(data: ImageData | TableData) -> Raw:
+    """The samples of a data section.
+
+    Raises:
+        DataError: when the source is missing, of another format, or holds no samples.
+    """
+    raw = _read_images(data) if isinstance(data, ImageData) else _read_table(data)
+    if len(raw) == 0:
+        raise DataError(f"data.source {data.source!r} holds no samples")
+    return raw
+
+
+def _read_images(data: ImageData) -> Raw:
+    if data.source.startswith("sklearn:"):
+        arrays, high = _sklearn_images(data.source.removeprefix("sklearn:"))
+    else:
+        path = Path(data.source)
+        if not path.exists():
+            raise DataError(
+                f"data.source {data.source!r} does not exist (looked in {Path.cwd()}); "
+                "for Fashion-MNIST run: python experiments/fetch.py fashion-mnist"
+            )
+        arrays = _idx_folder(path) if path.is_dir() else _npz(path)
+        high = 255.0
+    train, test = (arrays.get("x_train"), arrays.get("x_test"))
+    if train is not None:
+        x = np.concatenate([train, test]) if test is not None else train
+        labels = [arrays["y_train"], arrays["y_test"]] if test is not None else [arrays["y_train"]]
+        y = np.concatenate(labels)
+        is_test = np.arange(len(x)) >= len(train) if test is not None else None
+    else:
+        x, y, is_test = arrays["x"], arrays["y"], None
+    if len(x) != len(y):
+        raise DataError(f"{data.source}: {len(x)} images but {len(y)} labels")
+    if x.ndim not in (3, 4):
+        raise DataError(
+            f"{data.source}: images must be [n, height, width] or [n, height, width, channels], "
+            f"but x has shape {x.shape}"
+        )
+    if x.dtype != np.uint8:
+        x = x.astype(np.float32)
+        bad = int((~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).sum())
+        if bad:
+            raise DataError(
+                f"{data.source}: {bad} of {len(x)} images hold NaN or infinity: drop or repair them"
+            )
+    column = Column(name="image", kind="image", shape=x.shape[1:], low=0.0, high=high)
+    return Raw(
+        columns={"image": x},
+        kinds=(column,),
+        labels=y.astype(np.str_),
+        target="label",
+        given_test=is_test,
+    )
+
+
+def _sklearn_images(name: str) -> tuple[dict[str, Array], float]:
+    if name != "digits":
+        raise DataError(f"data.source 'sklearn:{name}' is not an image set; known: sklearn:digits")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return {"x": digits.images.astype(np.float32), "y": digits.target}, 16.0
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
+    if not ({"x", "y"} <= arrays.keys() or {"x_train", "y_train"} <= arrays.keys()):
+        raise DataError(
+            f"{path}: must hold x and y, or x_train, y_train, x_test and y_test; "
+            f"it holds {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    if "x_test" in arrays and "y_test" not in arrays:
+        raise DataError(f"{path}: holds x_test but no y_test")
+    return arrays
+
+
+def _idx_folder(folder: Path) -> dict[str, Array]:
+    arrays = {}
+    for name, stem in IDX_FILES.items():
+        found = [p for p in (folder / f"{stem}.gz", folder / stem) if p.exists()]
+        if not found:
+            raise DataError(f"{folder}: {stem}.gz is missing; an IDX folder holds four files")
+        arrays[name] = _read_idx(found[0])
+    return arrays
+
+
+def _read_idx(path: Path) -> Array:
+    """One IDX file (http://yann.lecun.com/exdb/mnist): magic, sizes, then bytes."""
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if content[:3] != b"\0\0\x08":
+        raise DataError(f"{path}: is not an IDX file of unsigned bytes")
+    rank = content[3]
+    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def _read_table(data: TableData) -> Raw:
+    import pandas as pd
+
+    readers = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".jsonl": lambda p: pd.read_json(p, lines=True),
+    }
+    path = Path(data.source)
+    if path.suffix not in readers:
+        raise DataError(f"data.source {data.source!r} must end with {', '.join(readers)}")
+    if not path.exists():
+        raise DataError(f"data.source {data.source!r} does not exist (looked in {Path.cwd()})")
+    try:
+        frame = readers[path.suffix](path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    for name in (data.target, *data.drop):
+        if name not in frame.columns:
+            raise DataError(
+                f"{path}: no column {name!r}; it has {', '.join(map(str, frame.columns))}"
+            )
+    unlabelled = int(frame[data.target].isna().sum())
+    if unlabelled:
+        raise DataError(f"{path}: {unlabelled} of {len(frame)} rows have no {data.target!r}")
+    labels = frame[data.target].astype(str).to_numpy(dtype=np.str_)
+    if len(set(labels)) > MAX_CATEGORIES:
+        raise DataError(
+            f"{path}: target {data.target!r} has {len(set(labels))} distinct values; this version "
+            f"classifies into at most {MAX_CATEGORIES} classes and does no regression"
+        )
+    columns: dict[str, Array] = {}
+    kinds = []
+    for name in frame.columns:
+        if name == data.target or name in data.drop:
+            continue
+        values = frame[name]
+        if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+            columns[name] = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            kinds.append(Column(name=str(name), kind="number"))
+        else:
+            distinct = values.nunique()
+            if distinct > MAX_CATEGORIES:
+                raise DataError(
+                    f"{path}: column {name!r} has {distinct} distinct texts, which looks like an "
+                    f"id or free text: leave it out with data.drop: [{name}]"
+                )
+            columns[name] = values.fillna("").astype(str).to_numpy(dtype=np.str_)
+            kinds.append(Column(name=str(name), kind="category"))
+    if not kinds:
+        raise DataError(f"{path}: no feature columns are left beside {data.target!r}")
+    return Raw(columns=columns, kinds=tuple(kinds), labels=labels, target=data.target)
