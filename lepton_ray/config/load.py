@@ -128,7 +128,7 @@ def set_dotted(raw: dict[str, Any], dotted: str, value: Any) -> None:
 def render(experiment: Experiment) -> str:
     """The experiment as YAML with every default written out; `loads` reads it back equal."""
     return yaml.safe_dump(
-        experiment.model_dump(mode="json", exclude_none=True), sort_keys=False, width=100
+        experiment.model_dump(mode="json"), sort_keys=False, width=100
     )
 
 

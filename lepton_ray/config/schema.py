@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -185,7 +185,7 @@ class Distribution(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Distribution:
-        given = sorted(self.model_fields_set)
+        given = list(self._given())
         if len(given) != 1:
             raise ValueError(
                 f"exactly one of {', '.join(type(self).model_fields)} must be given, got {given}"
@@ -202,12 +202,18 @@ class Distribution(Section):
                 raise ValueError(f"the step of quniform must be above 0, but got {step[0]}")
         return self
 
+    @model_serializer
+    def _given(self) -> dict[str, Any]:
+        """The one that is given; the others would only clutter the file."""
+        return {n: v for n in type(self).model_fields if (v := getattr(self, n)) is not None}
+
     @property
     def corners(self) -> tuple[Any, ...]:
         """Values that show whether a whole distribution is allowed: its ends, or each choice."""
         if self.choice is not None:
             return self.choice
-        return tuple(getattr(self, next(iter(self.model_fields_set)))[:2])
+        (limits,) = self._given().values()
+        return tuple(limits[:2])
 
 
 class Budget(Section):

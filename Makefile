@@ -1,0 +1,57 @@
+# People and CI run the same targets. `make install` first, or let the others do it.
+
+PYTHON ?= python3
+EXPERIMENT ?= experiments/digits.yaml
+
+# Which torch. Empty index: whatever pip offers. For the CPU build or another CUDA, set TORCH_INDEX
+# to the wheel index that pytorch.org's install page names. Remove .venv before changing either: pip
+# takes another build of the same version for the same thing.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+.PHONY: install demo test e2e check bench system soak
+
+install: .venv/.installed
+
+# torch goes first and without the constraints: its own index has few versions of anything else.
+# The second call brings what torch needs to the constrained versions.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	.venv/bin/pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	.venv/bin/python experiments/fetch.py --for $(EXPERIMENT)
+	.venv/bin/lepton-ray run $(EXPERIMENT)
+
+test: install
+	.venv/bin/pytest tests/unit
+	.venv/bin/pytest tests/ray
+
+e2e: install
+	.venv/bin/pytest tests/e2e
+
+check: install
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+bench: install
+	@set -e; for file in $(BENCHMARKS); do \
+		echo "$$file --quick"; .venv/bin/python $$file --quick; \
+	done
+
+# The schedules of joining, leaving and dying replicas that `make test` leaves out.
+soak: install
+	.venv/bin/pytest tests/unit -m soak
+
+# Debian packages that the tests use and pip cannot bring.
+system:
+	@set -e; packages=$$(sed 's/#.*//' system-packages.txt | xargs); \
+	if [ -z "$$packages" ]; then echo "system-packages.txt lists no packages"; exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi; \
+	$$as_root apt-get update; \
+	$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$packages

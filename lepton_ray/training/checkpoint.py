@@ -1,0 +1,197 @@
+"""Checkpoints: complete, atomic, checksummed, without pickle, written beside the training.
+
+A checkpoint is a folder ``step-0000001234`` with ``state.safetensors`` and, written last,
+``manifest.json`` with the SHA-256 of the first. A folder without a manifest is not a checkpoint;
+one whose bytes do not match is skipped with a warning in favour of the one before. The folder is
+local or on any file system pyarrow knows (``s3://``, ``gs://``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow.fs as pafs
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from lepton_ray.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+PREFIX = "step-"
+DATA = "state.safetensors"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    step: int
+    path: str
+    bytes: int
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    Args:
+        uri: a local path or the URI of a pyarrow file system.
+        keep: how many of the last ones stay.
+        max_bytes: limit of all of them together; the last always stays.
+    """
+
+    def __init__(self, uri: str, *, keep: int = 2, max_bytes: float = float("inf")) -> None:
+        if "://" in uri:
+            self._fs, self._root = pafs.FileSystem.from_uri(uri)
+        else:
+            self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(uri)
+        self._keep = keep
+        self._max_bytes = max_bytes
+
+    def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> Saved:
+        """Write one checkpoint and drop those beyond the limits.
+
+        Raises:
+            CheckpointError: when it cannot be written; nothing half-written is left, and the
+                earlier ones are untouched.
+        """
+        folder = self._folder(step)
+        data = save_tensors(tensors)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "values": values,
+        }
+        try:
+            self._fs.create_dir(folder, recursive=True)
+            self._write(f"{folder}/{DATA}", data)
+            self._write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+        except OSError as error:
+            self._remove(folder)
+            raise CheckpointError(f"checkpoint of step {step} not written: {error}") from error
+        self._prune()
+        return Saved(step=step, path=folder, bytes=len(data))
+
+    def load_last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and values of the last whole checkpoint, None when there is none."""
+        for saved in reversed(self.list()):
+            try:
+                return self._read(saved)
+            except CheckpointError as error:
+                logger.warning("skipping a checkpoint: %s", error)
+        return None
+
+    def list(self) -> list[Saved]:
+        """Checkpoints that have a manifest, oldest first; their bytes are not checked."""
+        selector = pafs.FileSelector(self._root, allow_not_found=True)
+        found = []
+        for entry in self._fs.get_file_info(selector):
+            name = PurePosixPath(entry.path).name
+            if entry.type != pafs.FileType.Directory or not name.startswith(PREFIX):
+                continue
+            manifest, data = self._fs.get_file_info(
+                [f"{entry.path}/{MANIFEST}", f"{entry.path}/{DATA}"]
+            )
+            if manifest.type == pafs.FileType.File and name.removeprefix(PREFIX).isdigit():
+                step = int(name.removeprefix(PREFIX))
+                found.append(Saved(step=step, path=entry.path, bytes=data.size or 0))
+        return sorted(found, key=lambda saved: saved.step)
+
+    def _read(self, saved: Saved) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        try:
+            manifest = json.loads(self._bytes(f"{saved.path}/{MANIFEST}"))
+            data = self._bytes(f"{saved.path}/{DATA}")
+            if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+                raise CheckpointError(f"{saved.path}: the bytes do not match the manifest")
+            return load_tensors(data), manifest["values"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise CheckpointError(f"{saved.path}: {error}") from error
+
+    def _bytes(self, path: str) -> bytes:
+        with self._fs.open_input_stream(path) as stream:
+            content: bytes = stream.read()
+            return content
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Write aside and rename; on an object store a file appears whole anyway."""
+        if not isinstance(self._fs, pafs.LocalFileSystem):
+            with self._fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        aside = f"{path}.tmp"
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+
+    def _prune(self) -> None:
+        """Drop the oldest beyond ``keep`` and ``max_bytes``."""
+        kept = self.list()
+        while len(kept) > 1 and (
+            len(kept) > self._keep or sum(s.bytes for s in kept) > self._max_bytes
+        ):
+            self._remove(kept.pop(0).path)
+
+    def _remove(self, folder: str) -> None:
+        try:
+            info = self._fs.get_file_info(f"{folder}/{MANIFEST}")
+            if info.type == pafs.FileType.File:
+                self._fs.delete_file(info.path)  # first, so that no half of it looks whole
+            self._fs.delete_dir(folder)
+        except OSError as error:
+            logger.warning("cannot remove %s: %s", folder, error)
+
+    def _folder(self, step: int) -> str:
+        return f"{self._root}/{PREFIX}{step:010d}"
+
+
+class Checkpointer:
+    """Saves in a thread of its own, one checkpoint at a time, so that steps do not wait.
+
+    A failed save (a full disk) is reported and stops nothing.
+    """
+
+    def __init__(
+        self, folder: CheckpointFolder, report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._folder = folder
+        self._report = report
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Start to save copies that the caller no longer changes; waits for the one before."""
+        self.wait()
+
+        def write() -> None:
+            try:
+                saved = self._folder.save(step, tensors, values)
+                self._report({"kind": "checkpoint", "step": step, "bytes": saved.bytes})
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                self._report({"kind": "checkpoint_failed", "step": step, "error": str(error)})
+
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the save in flight is done."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None

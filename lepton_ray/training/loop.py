@@ -1,0 +1,276 @@
+"""What one replica does, from start or checkpoint to the last epoch.
+
+The same loop runs in a worker of Ray Train, in a trial of a study and in a plain process; what
+differs is given: the process group, where checkpoints go and who is told.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lepton_ray import models
+from lepton_ray.config.schema import Experiment
+from lepton_ray.data.dataset import Dataset
+from lepton_ray.data.order import key, shard_indices, steps_per_epoch
+from lepton_ray.errors import DataError, DivergenceError, TrainingError
+from lepton_ray.training import determinism, digest, evaluation
+from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
+from lepton_ray.training.optimization import build_optimizer
+from lepton_ray.training.state import TrainState, averaged_copy
+from lepton_ray.training.step import TrainStep
+
+Report = Callable[[dict[str, Any]], None]
+PROGRESS_S = 0.5  # between two progress reports
+
+
+class Replica:
+    """One copy of the model in training.
+
+    Args:
+        group: the replicas' process group; None for a single replica.
+        checkpoints: where to save and resume; None saves nothing.
+        report: gets events as plain dicts, on replica 0 only.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        dataset: Dataset,
+        *,
+        device: torch.device | None = None,
+        group: dist.ProcessGroup | None = None,
+        checkpoints: CheckpointFolder | None = None,
+        report: Report = lambda event: None,
+    ) -> None:
+        train = experiment.train
+        self.experiment = experiment
+        self.dataset = dataset
+        self.device = device or torch.device("cpu")
+        self.profile = determinism.configure(train, self.device)
+        self._group = group
+        self._first = group is None or group.rank() == 0
+        self._report = report if self._first else lambda event: None
+        self._checkpoints = checkpoints
+        self._checkpointer = (
+            Checkpointer(checkpoints, self._report) if checkpoints and self._first else None
+        )
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self.epoch_steps = steps_per_epoch(len(dataset.train), train.batch)
+        if self.epoch_steps == 0:
+            raise DataError(
+                f"train.batch is {train.batch}, but the training split has only "
+                f"{len(dataset.train)} samples: set a smaller batch"
+            )
+        self.total_steps = train.epochs * self.epoch_steps
+        self.state = self._initial_state()
+        self._resume()
+        self._step = TrainStep(
+            self.state,
+            train,
+            total_steps=self.total_steps,
+            loss=torch.nn.functional.cross_entropy,
+            fetch=self._fetch,
+            device=self.device,
+            group=group,
+        )
+
+    def _initial_state(self) -> TrainState:
+        train, dataset = self.experiment.train, self.dataset
+        torch.manual_seed(key(train.seed, "init"))
+        model = models.build(
+            self.experiment.model, dataset.preprocess.input_shape, len(dataset.schema.classes)
+        ).to(self.device)
+        refuse_inexact(model)
+        optimizer = build_optimizer(
+            train.optimizer, [p for p in model.parameters() if p.requires_grad]
+        )
+        averaged = averaged_copy(model) if train.ema is not None else None
+        return TrainState(model=model, optimizer=optimizer, averaged=averaged)
+
+    def _resume(self) -> None:
+        """Go on from the last whole checkpoint, if there is one."""
+        found = self._checkpoints.load_last() if self._checkpoints else None
+        if found is not None:
+            self.state.load(*found)
+            self._saved_step = self.state.step
+        self._report(
+            {
+                "kind": "start",
+                "step": self.state.step,
+                "steps": self.total_steps,
+                "replicas": self._group.size() if self._group else 1,
+                "profile": self.profile.to_json(),
+            }
+        )
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Train, one epoch at a time; yields what the epoch measured (on every replica)."""
+        for metrics in self.state.history[-1:] if self.finished else ():
+            yield metrics
+        while not self.finished:
+            yield self._epoch()
+        if self._checkpointer:
+            self._checkpointer.wait()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is running, or the next one."""
+        return len(self.state.history)
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or no better one came for ``early_stop.patience`` epochs."""
+        stop = self.experiment.train.early_stop
+        waited = self.epoch - 1 - self.state.best_epoch
+        stopped = stop is not None and self.state.best_epoch >= 0 and waited >= stop.patience
+        return stopped or self.epoch >= self.experiment.train.epochs
+
+    def _epoch(self) -> dict[str, float]:
+        start, first_step = time.monotonic(), self.state.step
+        told_at = start
+        end = (self.epoch + 1) * self.epoch_steps
+        losses: list[Tensor] = []
+        while self.state.step < end:
+            losses.append(self._step.run())
+            self._after_step()
+            now = time.monotonic()
+            if now - told_at >= PROGRESS_S:
+                told_at = now
+                rate = (self.state.step - first_step) / (now - start)
+                self._report(
+                    {
+                        "kind": "progress",
+                        "step": self.state.step,
+                        "steps": self.total_steps,
+                        "steps_per_s": rate,
+                    }
+                )
+        # The mean over the epoch's steps this process did itself would depend on where it resumed;
+        # the last step's loss does not.
+        train_loss = float(losses[-1]) if losses else math.nan
+        measured = evaluation.evaluate(
+            self.state.evaluated, self.dataset.validation, device=self.device, group=self._group
+        )
+        metrics = {"train_loss": train_loss, **{f"val_{n}": v for n, v in measured.items()}}
+        if not math.isfinite(train_loss):
+            raise TrainingError(
+                f"the loss is {train_loss} at step {self.state.step}: training diverged; lower "
+                "train.optimizer.lr or set train.clip"
+            )
+        self.state.history.append(metrics)
+        self._keep_best(metrics)
+        self._report(
+            {
+                "kind": "epoch",
+                "epoch": self.epoch,
+                "step": self.state.step,
+                "metrics": metrics,
+                "seconds": time.monotonic() - start,
+            }
+        )
+        if self.finished:
+            self._save(force=True)
+        return metrics
+
+    def _keep_best(self, metrics: dict[str, float]) -> None:
+        stop = self.experiment.train.early_stop
+        if stop is None:
+            return
+        if stop.metric not in metrics:
+            raise TrainingError(
+                f"train.early_stop.metric is {stop.metric!r}, reported are {', '.join(metrics)}"
+            )
+        sign = 1 if evaluation.directions()[stop.metric.removeprefix("val_")] == "min" else -1
+        values = [sign * m[stop.metric] for m in self.state.history]
+        if values[-1] < min(values[:-1], default=math.inf):
+            self.state.keep_best(len(values) - 1)
+
+    def _after_step(self) -> None:
+        train, state = self.experiment.train, self.state
+        if state.step % train.digest_every == 0 or state.step == self.total_steps:
+            self._link_digest()
+        self._save(force=False)
+
+    def _link_digest(self) -> None:
+        """Extend the chain with this step's gradients and weights, and compare over replicas."""
+        state = self.state
+        weights = state.model.state_dict()
+        gradients = self._step.reduced_gradients()
+        state.digest = digest.link(state.digest, state.step, [*gradients, *weights.values()])
+        if self._group is not None and self._group.size() > 1:
+            mine = torch.tensor(list(bytes.fromhex(state.digest)), dtype=torch.uint8)
+            everyone = torch.empty(self._group.size() * 32, dtype=torch.uint8, device=self.device)
+            dist.all_gather_single(everyone, mine.to(self.device), group=self._group)
+            rows = everyone.view(-1, 32)
+            if bool((rows != rows[0]).any()):
+                self._name_divergence(weights, gradients)
+        self._report({"kind": "digest", "step": state.step, "digest": state.digest})
+
+    def _name_divergence(self, weights: dict[str, Tensor], gradients: list[Tensor]) -> None:
+        names = [*(f"gradient {i}" for i in range(len(gradients))), *weights]
+        mine = [digest.state_sha256({"": t}) for t in (*gradients, *weights.values())]
+        rows: list[Any] = [None] * self._group.size()  # type: ignore[union-attr]
+        dist.all_gather_object(rows, mine, group=self._group)
+        tensor = digest.first_difference(rows, names)
+        raise DivergenceError(
+            f"replicas hold different bytes at step {self.state.step}, first in {tensor}: a "
+            "replica's hardware or a model that keeps state outside its parameters and buffers"
+        )
+
+    def _save(self, *, force: bool) -> None:
+        if self._checkpointer is None:
+            return
+        limits = self.experiment.train.checkpoint
+        steps = self.state.step - self._saved_step
+        due = time.monotonic() - self._saved_at >= limits.every_s or (
+            limits.every_steps is not None and steps >= limits.every_steps
+        )
+        if force or (due and not self._checkpointer.busy):
+            tensors, values = self.state.dump()
+            values["profile"] = self.profile.to_json()
+            self._checkpointer.save(self.state.step, tensors, values)
+            self._saved_at = time.monotonic()
+            self._saved_step = self.state.step
+
+    def _fetch(self, step: int, shard: int) -> tuple[Tensor, Tensor]:
+        train, samples = self.experiment.train, self.dataset.train
+        epoch, epoch_step = divmod(step, self.epoch_steps)
+        rows = shard_indices(
+            seed=train.seed,
+            epoch=epoch,
+            step=epoch_step,
+            shard=shard,
+            shards=train.n_shards,
+            batch=train.batch,
+            samples=len(samples),
+        )
+        x, y = torch.from_numpy(samples.x[rows]), torch.from_numpy(samples.y[rows])
+        return x.to(self.device), y.to(self.device)
+
+
+def refuse_inexact(model: torch.nn.Module) -> None:
+    """What the exact step cannot do.
+
+    Raises:
+        TrainingError: naming the module or tensor, and the way out.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.SyncBatchNorm):
+            raise TrainingError(
+                f"{name or 'the model'} is SyncBatchNorm, which mixes shards: use BatchNorm, whose "
+                "statistics are averaged over the shards of each step"
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise TrainingError(
+                f"{name} is {tensor.dtype}: weights must be float32; for less precise arithmetic "
+                "set train.precision: bf16"
+            )

@@ -1,0 +1,250 @@
+"""One optimizer step, exact: the same bytes for any number of replicas.
+
+Each hosted shard has its own forward and backward of the same shape, with its own randomness and
+with the buffers (BatchNorm) the step began with. The shards' gradients, buffer changes and loss
+are added in the fixed tree, here and over the replicas, while the last shard's backward still
+runs. Nothing of the state changes before the sums are complete, so a step that fails can be done
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lepton_ray.config.schema import Train
+from lepton_ray.data.order import key
+from lepton_ray.training.determinism import seed_everything
+from lepton_ray.training.optimization import learning_rate_factor
+from lepton_ray.training.reduction import Reduction, buckets
+from lepton_ray.training.shards import block, merges
+from lepton_ray.training.state import TrainState
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TrainStep:
+    """Runs steps on one replica.
+
+    Args:
+        train: settings of the run.
+        total_steps: of the whole run, for the schedule.
+        loss: (output, target) -> mean loss of one shard's samples.
+        fetch: (step, shard) -> that shard's batch, on the device.
+        group: the replicas' process group; None for one replica.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        train: Train,
+        *,
+        total_steps: int,
+        loss: Loss,
+        fetch: Callable[[int, int], Batch],
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._state = state
+        self._train = train
+        self._total_steps = total_steps
+        self._loss = loss
+        self._fetch = fetch
+        self._device = device
+        self._forward = torch.compile(state.model) if train.compile else state.model
+        self._shards = train.n_shards
+        replicas = group.size() if group else 1
+        self._hosted = block(group.rank() if group else 0, replicas, self._shards)
+        self._merges = merges(self._hosted, self._shards)
+        self._parameters = [p for p in state.model.parameters() if p.requires_grad]
+        self._buffers = list(state.model.buffers())
+        # What is added over the shards: the gradients, then the buffers' changes, then the loss.
+        numels = [p.numel() for p in self._parameters]
+        self._buckets = buckets(numels)
+        self._reductions: list[Reduction] = []
+        self._sent = 0
+        if group is not None and replicas > 1:
+            tail = [*(b.numel() for b in self._buffers), 1]
+            sizes = [[numels[i] for i in bucket] for bucket in self._buckets] + [tail]
+            self._reductions = [Reduction(s, self._shards, group, device) for s in sizes]
+
+    def run(self) -> Tensor:
+        """Do step ``state.step`` and count it. Returns the mean loss over the batch, [1]."""
+        state, step = self._state, self._state.step
+        before = [b.clone() for b in self._buffers]
+        stack: list[list[Tensor]] = []
+        try:
+            for shard, additions in zip(self._hosted, self._merges, strict=True):
+                last = shard == self._hosted.stop - 1
+                with self._overlap(stack, additions) if last else contextlib.nullcontext():
+                    loss = self._backward(step, shard, before)
+                if last and self._reductions:
+                    break
+                stack.append([*self._take_gradients(), *self._tail(shard, before, loss)])
+                for _ in range(additions):
+                    right = stack.pop()
+                    torch._foreach_add_(stack[-1], right)
+            if self._reductions:
+                reduced = self._finish(stack, additions, self._tail(shard, before, loss))
+            else:
+                (reduced,) = stack
+                torch._foreach_mul_(reduced, 1.0 / self._shards)
+        except BaseException:
+            self._restore(before)
+            raise
+        self._apply(reduced, before, step)
+        state.step += 1
+        return reduced[-1]
+
+    def reduced_gradients(self) -> list[Tensor]:
+        """The gradients the last step applied, after clipping; valid until the next step."""
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+    def _backward(self, step: int, shard: int, before: list[Tensor]) -> Tensor:
+        """Forward and backward of one shard; leaves gradients in ``.grad``."""
+        self._restore(before)
+        for parameter in self._parameters:
+            parameter.grad = None
+        x, y = self._fetch(step, shard)
+        if self._train.exact:
+            seed_everything(key(self._train.seed, "shard", step, shard), self._device)
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._train.precision == "bf16"
+        ):
+            loss = self._loss(self._forward(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _take_gradients(self) -> list[Tensor]:
+        """The gradients of one shard; zeros for a parameter it did not use."""
+        return [
+            p.grad if p.grad is not None else torch.zeros_like(p, requires_grad=False)
+            for p in self._parameters
+        ]
+
+    def _tail(self, shard: int, before: list[Tensor], loss: Tensor) -> list[Tensor]:
+        """Buffer changes of one shard as float32 (whole numbers count from shard 0), its loss.
+
+        Changes rather than values: a buffer nobody changes stays the same bytes for any shards.
+        """
+        changes = []
+        for now, then in zip(self._buffers, before, strict=True):
+            change = (now - then) if now.dtype != torch.bool else (now ^ then)
+            if not now.is_floating_point() and shard != 0:
+                change = torch.zeros_like(change)
+            changes.append(change.float())
+        return [*changes, loss.float().reshape(1)]
+
+    @contextlib.contextmanager
+    def _overlap(self, stack: list[list[Tensor]], additions: int) -> Iterator[None]:
+        """While the last shard's backward runs, send each bucket as soon as it is complete."""
+        if not self._reductions:
+            yield
+            return
+        handles = []
+        self._sent = 0
+        complete = [False] * len(self._buckets)
+        for number, bucket in enumerate(self._buckets):
+            missing = {"count": len(bucket)}
+
+            def ready(
+                _: nn.Parameter, number: int = number, missing: dict[str, int] = missing
+            ) -> None:
+                missing["count"] -= 1
+                complete[number] = missing["count"] == 0
+                # Collectives are matched by their order, so buckets leave in order everywhere,
+                # also where a replica's last shard does not use some parameter.
+                while self._sent < len(complete) and complete[self._sent]:
+                    self._send(stack, additions)
+
+            for index in bucket:
+                parameter = self._parameters[index]
+                handles.append(parameter.register_post_accumulate_grad_hook(ready))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _send(self, stack: list[list[Tensor]], additions: int) -> None:
+        """Send the next bucket."""
+        bucket = self._buckets[self._sent]
+        last = []
+        for index in bucket:
+            parameter = self._parameters[index]
+            gradient = parameter.grad
+            last.append(torch.zeros_like(parameter) if gradient is None else gradient)
+        self._start(self._sent, bucket, stack, additions, last)
+        self._sent += 1
+
+    def _start(
+        self,
+        number: int,
+        indices: list[int],
+        stack: list[list[Tensor]],
+        additions: int,
+        last: list[Tensor],
+    ) -> None:
+        """Close the tree over the last shard's values and send the sums of all subtrees."""
+        whole = len(stack) - additions
+        for left in reversed(stack[whole:]):
+            last = [torch.add(left[i], value) for i, value in zip(indices, last, strict=True)]
+        sums = [[values[i] for i in indices] for values in stack[:whole]]
+        self._reductions[number].start([*sums, last])
+
+    def _finish(
+        self, stack: list[list[Tensor]], additions: int, tail: list[Tensor]
+    ) -> list[Tensor]:
+        while self._sent < len(self._buckets):  # held up by a parameter the last shard did not use
+            self._send(stack, additions)
+        first = len(self._parameters)
+        self._start(-1, list(range(first, first + len(tail))), stack, additions, tail)
+        for reduction in self._reductions:
+            reduction.gather()
+        reduced: list[Tensor] = [torch.empty(0)] * len(self._parameters)
+        for bucket, reduction in zip(self._buckets, self._reductions, strict=False):
+            for index, flat in zip(bucket, reduction.finish(), strict=True):
+                reduced[index] = flat.view_as(self._parameters[index])
+        return [*reduced, *self._reductions[-1].finish()]
+
+    def _restore(self, before: list[Tensor]) -> None:
+        for buffer, value in zip(self._buffers, before, strict=True):
+            buffer.copy_(value)
+
+    @torch.no_grad()
+    def _apply(self, reduced: list[Tensor], before: list[Tensor], step: int) -> None:
+        train, state = self._train, self._state
+        gradients = reduced[: len(self._parameters)]
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if train.clip is not None:
+            norm = torch.linalg.vector_norm(
+                torch.stack([torch.linalg.vector_norm(g.reshape(-1)) for g in gradients])
+            )
+            torch._foreach_mul_(gradients, (train.clip / (norm + 1e-6)).clamp(max=1.0))
+        changes = reduced[len(self._parameters) : -1]
+        for buffer, then, change in zip(self._buffers, before, changes, strict=True):
+            mean = change.view_as(buffer)
+            if buffer.is_floating_point():
+                buffer.copy_(then + mean)
+            else:  # shard 0's change alone, scaled by 1 / shards on the way
+                whole = (mean * self._shards).round().to(buffer.dtype)
+                buffer.copy_(then ^ whole if buffer.dtype == torch.bool else then + whole)
+        factor = learning_rate_factor(train.schedule, step, self._total_steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = train.optimizer.lr * factor
+        state.optimizer.step()
+        if state.averaged is not None and train.ema is not None:
+            _average(state.averaged, state.model, train.ema)
+
+
+def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    for mean, now in zip(averaged.parameters(), model.parameters(), strict=True):
+        mean.lerp_(now, 1.0 - decay)
+    for mean, now in zip(averaged.buffers(), model.buffers(), strict=True):
+        mean.copy_(now)
