@@ -33,7 +33,7 @@ class DataSet:
     unpack: Callable[[Path], Path]
     """Fills an empty folder and returns the folder in it that holds the files."""
     files: dict[str, str]
-    """File name -> SHA-256; for a .gz that of its content, which is the same however it is packed."""
+    """File name -> SHA-256; for a .gz, that of its content, the same however it is packed."""
     by_hand: str
     """Where else the files can be had."""
 

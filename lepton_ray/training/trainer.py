@@ -1,0 +1,151 @@
+"""Train one experiment on a Ray cluster, with Ray Train as the worker group."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig
+from torch import Tensor
+
+from lepton_ray.config.schema import Experiment
+from lepton_ray.errors import TrainingError
+from lepton_ray.training.checkpoint import CheckpointFolder
+from lepton_ray.training.controller import Trainer
+from lepton_ray.training.loop import Replica
+
+logger = logging.getLogger(__name__)
+
+OnEvent = Callable[[dict[str, Any]], None]
+DRAIN_S = 0.2  # between two looks for events
+MAX_FAILURES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    weights: dict[str, Tensor]
+    """The weights that are evaluated and served, by name."""
+    history: list[dict[str, float]]
+    """What each epoch measured."""
+    digest: str
+    """Last link of the chained digest."""
+    steps: int
+    profile: dict[str, Any]
+
+
+def train(
+    experiment: Experiment,
+    dataset: ray.ObjectRef,
+    *,
+    folder: Path,
+    on_event: OnEvent = lambda event: None,
+) -> TrainResult:
+    """Train over ``workers.min`` to ``workers.max`` workers; resumes from ``folder``.
+
+    Args:
+        dataset: reference to a `Dataset` in the object store.
+        folder: the run's folder; checkpoints go to ``checkpoints`` beneath.
+        on_event: called in this thread with what replica 0 reports.
+
+    Raises:
+        TrainingError: with the traceback of the training function.
+    """
+    workers = experiment.workers
+    controller_name = f"lepton_ray-{uuid.uuid4().hex}"
+    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    trainer = Trainer(
+        _work,
+        controller_name=controller_name,
+        train_loop_config={
+            "experiment": experiment.model_dump(mode="json"),
+            "dataset": [dataset],  # a bare reference would be resolved and copied into the config
+            "checkpoints": str(folder / "checkpoints"),
+            "controller": controller_name,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=resources,
+        ),
+        torch_config=TorchConfig(timeout_s=300),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(folder.resolve()),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except Exception as error:  # handed to the caller's thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(DRAIN_S)
+        for event in trainer.drain():
+            on_event(event)
+    if "error" in outcome:
+        raise TrainingError(_explain(outcome["error"])) from outcome["error"]
+    value = outcome["result"].return_value
+    return TrainResult(
+        weights={name: torch.from_numpy(array.copy()) for name, array in value["weights"].items()},
+        history=value["history"],
+        digest=value["digest"],
+        steps=value["steps"],
+        profile=value["profile"],
+    )
+
+
+def _work(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The training function of one Ray Train worker."""
+    context = ray.train.get_context()
+    controller = ray.get_actor(config["controller"])
+    experiment = Experiment.model_validate(config["experiment"])
+    gpu = experiment.workers.gpus > 0
+    replica = Replica(
+        experiment,
+        ray.get(config["dataset"][0]),
+        device=ray.train.torch.get_device() if gpu else None,
+        group=dist.group.WORLD if context.get_world_size() > 1 else None,
+        checkpoints=CheckpointFolder(
+            config["checkpoints"],
+            keep=experiment.train.checkpoint.keep,
+            max_bytes=experiment.train.checkpoint.max_gb * 1e9,
+        ),
+        report=lambda event: controller.put.remote({**event, "at": time.time()}),
+    )
+    for _ in replica.epochs():
+        pass
+    if context.get_world_rank() != 0:
+        return None
+    return {
+        "weights": {name: t.numpy() for name, t in replica.state.final_weights().items()},
+        "history": replica.state.history,
+        "digest": replica.state.digest,
+        "steps": replica.state.step,
+        "profile": replica.profile.to_json(),
+    }
+
+
+def _explain(error: Exception) -> str:
+    """The first worker's own error, without Ray's frames around it."""
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(error, TrainingFailedError) and failures:
+        rank, cause = min(failures.items())
+        return f"worker {rank} failed: {cause}"
+    return "".join(traceback.format_exception_only(error)).strip()
