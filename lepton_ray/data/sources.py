@@ -81,7 +81,7 @@ def _read_images(data: ImageData) -> Raw:
             f"{data.source}: images must be [n, height, width] or [n, height, width, channels], "
             f"but x has shape {x.shape}"
         )
-    if x.dtype != np.uint8:
+    if x.dtype != np.uint8 and len(x):
         x = x.astype(np.float32)
         bad = int((~np.isfinite(x.reshape(len(x), -1)).all(axis=1)).sum())
         if bad:

@@ -46,7 +46,7 @@ def divide(
         unseen = sorted(set(labels[parts[name]]) - known)
         if unseen:
             raise DataError(
-                f"label {unseen[0]!r} occurs in the {name} split but never in the training split "
+                f"label {str(unseen[0])!r} occurs in the {name} split but never in the training split "
                 f"({len(unseen)} such labels): a model cannot learn it; add samples of it, or drop them"
             )
     return parts

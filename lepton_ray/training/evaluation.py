@@ -16,11 +16,6 @@ from lepton_ray.training.shards import block
 CHUNK = 256  # samples of one forward pass; part of what the bytes depend on, so it is fixed
 
 
-def directions() -> dict[str, str]:
-    """Every metric of classification, and whether less or more of it is better."""
-    return {"loss": "min", "accuracy": "max"}
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,

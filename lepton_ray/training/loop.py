@@ -22,6 +22,7 @@ from lepton_ray.data.order import key, shard_indices, steps_per_epoch
 from lepton_ray.errors import DataError, DivergenceError, TrainingError
 from lepton_ray.training import determinism, digest, evaluation
 from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
+from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.optimization import build_optimizer
 from lepton_ray.training.state import TrainState, averaged_copy
 from lepton_ray.training.step import TrainStep
@@ -156,10 +157,7 @@ class Replica:
         # The mean over the epoch's steps this process did itself would depend on where it resumed;
         # the last step's loss does not.
         train_loss = float(losses[-1]) if losses else math.nan
-        measured = evaluation.evaluate(
-            self.state.evaluated, self.dataset.validation, device=self.device, group=self._group
-        )
-        metrics = {"train_loss": train_loss, **{f"val_{n}": v for n, v in measured.items()}}
+        metrics = self.measure(train_loss)
         if not math.isfinite(train_loss):
             raise TrainingError(
                 f"the loss is {train_loss} at step {self.state.step}: training diverged; lower "
@@ -180,6 +178,17 @@ class Replica:
             self._save(force=True)
         return metrics
 
+    def try_step(self) -> Tensor:
+        """One step outside any epoch; for a plan, whose replica is thrown away."""
+        return self._step.run()
+
+    def measure(self, train_loss: float) -> dict[str, float]:
+        """What an epoch reports. Collective."""
+        measured = evaluation.evaluate(
+            self.state.evaluated, self.dataset.validation, device=self.device, group=self._group
+        )
+        return {"train_loss": train_loss, **{f"val_{n}": v for n, v in measured.items()}}
+
     def _keep_best(self, metrics: dict[str, float]) -> None:
         stop = self.experiment.train.early_stop
         if stop is None:
@@ -188,7 +197,7 @@ class Replica:
             raise TrainingError(
                 f"train.early_stop.metric is {stop.metric!r}, reported are {', '.join(metrics)}"
             )
-        sign = 1 if evaluation.directions()[stop.metric.removeprefix("val_")] == "min" else -1
+        sign = 1 if DIRECTIONS[stop.metric.split("_", 1)[1]] == "min" else -1
         values = [sign * m[stop.metric] for m in self.state.history]
         if values[-1] < min(values[:-1], default=math.inf):
             self.state.keep_best(len(values) - 1)

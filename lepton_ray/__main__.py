@@ -1,0 +1,7 @@
+"""``python -m lepton_ray``."""
+
+import sys
+
+from lepton_ray.cli import main
+
+sys.exit(main())

@@ -1,0 +1,250 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 the run failed, 2 wrong input.
+
+Nothing heavy is imported before a command is known, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lepton_ray import __version__
+from lepton_ray.errors import InputError, LeptonRayError
+
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    terminal = _Terminal(quiet=options.json)
+    try:
+        log_file = _log_to_file(options)
+        result = options.call(options, terminal)
+    except KeyboardInterrupt:
+        terminal.error(_interrupted(options))
+        return INTERRUPTED
+    except LeptonRayError as error:
+        logging.getLogger(__name__).info("failed", exc_info=True)
+        terminal.error(f"error: {error}")
+        if options.json:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        return error.exit_code
+    except Exception:
+        logging.getLogger(__name__).exception("unexpected error")
+        if log_file is None:
+            raise
+        terminal.error(f"error: unexpected, this is a bug; the log is {log_file}")
+        raise
+    if options.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lepton-ray",
+        description="From data to a live model on an elastic Ray cluster, from one file.",
+    )
+    parser.add_argument("--version", action="version", version=f"lepton-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, call: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(call=call)
+        command.add_argument("--json", action="store_true", help="print one JSON object only")
+        return command
+
+    def add_on_file(name: str, call: Any, text: str) -> argparse.ArgumentParser:
+        command = add(name, call, text)
+        command.add_argument("file", metavar="FILE", help="the experiment")
+        command.add_argument(
+            "--set",
+            dest="settings",
+            metavar="PATH=VALUE",
+            action="append",
+            default=[],
+            help="change a setting, as in train.epochs=3 (may be repeated)",
+        )
+        return command
+
+    plan = add_on_file("plan", _plan, "check all, run one real step, estimate; change nothing")
+    verbs = {
+        "run": "plan, tune, train, register, gate, promote and serve",
+        "tune": "search the space of the experiment",
+        "train": "train, evaluate and register a version, without a search",
+    }
+    for name, text in verbs.items():
+        command = add_on_file(name, _run, text)
+        command.add_argument("--resume", action="store_true", help="go on with the last run")
+        command.add_argument("--address", help="Ray cluster; default RAY_ADDRESS or an embedded one")
+        if name == "run":
+            command.add_argument("--keep", action="store_true", help="leave the endpoint up")
+    plan.add_argument("--address", help="Ray cluster; default RAY_ADDRESS or an embedded one")
+    render = add_on_file("render", _render, "print the experiment with every default")
+    render.add_argument("--schema", action="store_true", help="print the JSON Schema instead")
+
+    models = add("models", _models, "list registered models, or show a version")
+    models.add_argument("action", choices=["list", "show"])
+    models.add_argument("model", nargs="?", help="NAME to list, NAME@ALIAS or NAME/VERSION to show")
+    serve = add("serve", _serve, "serve a model over HTTP until Ctrl-C")
+    serve.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    serve.add_argument("--port", type=int, help="default: serve.port of the model's experiment")
+    serve.add_argument("--address", help="Ray cluster; default RAY_ADDRESS or an embedded one")
+    predict = add("predict", _predict, "predict the rows of a JSONL, CSV or Parquet file")
+    predict.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    predict.add_argument("data", metavar="DATA")
+    predict.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    return parser
+
+
+def _plan(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import Experiment
+
+    plan = Experiment.load(options.file, options.settings).plan(address=options.address)
+    terminal.say(plan.table())
+    return plan.to_json()
+
+
+def _run(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.config import load
+
+    experiment = load(options.file, options.settings)  # a typo is told before Ray is imported
+    from lepton_ray.pipeline import Run
+
+    result = Run(
+        experiment,
+        options.command,
+        resume=options.resume,
+        keep=getattr(options, "keep", False),
+        address=options.address,
+        terminal=terminal,
+    ).go()
+    terminal.say(f"done   in {result['seconds']:.0f} s")
+    return result
+
+
+def _render(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray import config
+
+    if options.schema:
+        schema = config.Experiment.model_json_schema()
+        terminal.say(json.dumps(schema, indent=1))
+        return schema
+    experiment = config.load(options.file, options.settings)
+    terminal.say(config.render(experiment).rstrip())
+    return experiment.model_dump(mode="json")
+
+
+def _models(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.tracking import registry
+
+    if options.action == "list":
+        found = registry.versions(options.model)
+        for v in found:
+            accuracy = v.tags.get("test_accuracy", "")
+            terminal.say(
+                f"{v.name + '/' + str(v.version):30} {','.join(v.aliases):12} "
+                f"accuracy {accuracy[:6] or '-':8} weights "
+                f"{v.tags.get('lepton_ray.weights_sha256', '-')[:12]}"
+            )
+        if not found:
+            terminal.say("no models registered yet")
+        return {"models": [_version_json(v) for v in found]}
+    if options.model is None:
+        raise InputError("models show needs a MODEL, as in digits@champion")
+    version = registry.resolve(options.model)
+    value = {**_version_json(version), "manifest": registry.manifest(version)}
+    terminal.say(json.dumps(value, indent=1))
+    return value
+
+
+def _version_json(version: Any) -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": version.version,
+        "aliases": list(version.aliases),
+        "mlflow_run": version.run_id,
+        "tags": version.tags,
+    }
+
+
+def _serve(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import serve_model
+
+    return serve_model(
+        options.model, port=options.port, address=options.address, terminal=terminal
+    )
+
+
+def _predict(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import predict_file
+
+    return predict_file(
+        options.model, options.data, output=options.output, terminal=terminal
+    )
+
+
+class _Terminal:
+    """Lines for a person; with ``--json`` only errors, on standard error."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._live = sys.stdout.isatty() and not quiet
+        self._transient = False
+
+    def say(self, text: str) -> None:
+        logging.getLogger(__name__).info("%s", text)
+        if not self._quiet:
+            self._clear()
+            print(text, flush=True)
+
+    def progress(self, text: str) -> None:
+        if self._live:
+            width = os.get_terminal_size().columns
+            print(f"\r\x1b[K{text[: width - 1]}", end="", flush=True)
+            self._transient = True
+
+    def error(self, text: str) -> None:
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._transient:
+            print("\r\x1b[K", end="")
+            self._transient = False
+
+
+def _log_to_file(options: argparse.Namespace) -> Path | None:
+    """Everything logged goes to a file; nothing of it to the screen."""
+    if options.command not in ("run", "tune", "train", "serve"):
+        logging.getLogger().addHandler(logging.NullHandler())
+        return None
+    folder = Path("lepton_results") / "logs"
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{options.command}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise InputError(f"the log folder {folder} cannot be written: {error}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    return path
+
+
+def _interrupted(options: argparse.Namespace) -> str:
+    if options.command in ("run", "tune", "train"):
+        return f"stopped; go on with: lepton-ray {options.command} {options.file} --resume"
+    return "stopped"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The plan: everything that can be known before time is spent on the cluster."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+import torch
+
+from lepton_ray import data
+from lepton_ray.config.schema import Experiment
+from lepton_ray.data.dataset import Dataset
+from lepton_ray.errors import ExperimentError, nearest
+from lepton_ray.jobs import session
+from lepton_ray.tracking import store
+from lepton_ray.training.loop import Replica
+from lepton_ray.training.metrics import DIRECTIONS
+from lepton_ray.tuning import space
+
+# Seconds seen on two cores; they only feed an estimate that is printed as one.
+TRAIN_START_S = 14.0
+TUNE_START_S = 8.0
+SHARE_OF_EPOCHS = 0.45  # of all trials' epochs, that ASHA lets run
+MEASURED_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will happen, and what was found."""
+
+    name: str
+    samples: dict[str, int]
+    classes: int
+    data_digest: str
+    model: str
+    parameters: int
+    batch: int
+    shards: int
+    steps: int
+    step_ms: float
+    """Of one replica on this machine, median."""
+    loss: float
+    """Of the first step."""
+    metrics: tuple[str, ...]
+    cpus: float
+    gpus: float
+    workers: tuple[int, int]
+    trials: int
+    tune_s: float
+    train_s: float
+    profile: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> str:
+        low, high = self.workers
+        parts = ", ".join(f"{n:,} {part}" for part, n in self.samples.items())
+        tune = f"tune {self.trials} trials about {self.tune_s:.0f} s, " if self.trials else ""
+        return "\n".join(
+            [
+                f"plan   {self.name}",
+                f"  data     {parts}; {self.classes} classes; digest {self.data_digest[:12]}",
+                f"  model    {self.model}, {self.parameters:,} parameters",
+                f"  step     batch {self.batch} = {self.shards} shards x "
+                f"{self.batch // self.shards}; {self.step_ms:.1f} ms for one replica here; "
+                f"first loss {self.loss:.4f}",
+                f"  metrics  {', '.join(self.metrics)}",
+                f"  cluster  {self.cpus:g} CPUs, {self.gpus:g} GPUs; "
+                f"{low if low == high else f'{low} to {high}'} workers",
+                f"  time     {tune}train {self.steps:,} steps about {self.train_s:.0f} s",
+            ]
+        )
+
+
+def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Plan, Dataset]:
+    """Check the experiment against its data, its model, the store and the cluster; try one step.
+
+    Raises:
+        InputError: the first thing that is wrong, before anything is started or written.
+    """
+    store.client()
+    available = _available(address)
+    session.check_room(experiment.workers, available, _where(address))
+    if experiment.gate.metric not in DIRECTIONS:
+        raise ExperimentError(
+            experiment.name,
+            [f"gate.metric: {experiment.gate.metric!r} is not measured, "
+             f"{nearest(experiment.gate.metric, DIRECTIONS)}"],
+        )
+    if experiment.tune is not None:
+        space.check(experiment)
+    dataset = data.load(experiment.data)
+    replica = Replica(experiment, dataset)
+    loss, step_s, metrics = _try(replica)
+    if experiment.tune is not None and experiment.tune.metric not in metrics:
+        raise ExperimentError(
+            experiment.name,
+            [f"tune.metric: {experiment.tune.metric!r} is never reported, "
+             f"{nearest(experiment.tune.metric, metrics)}"],
+        )
+    stop = experiment.train.early_stop
+    if stop is not None and stop.metric not in metrics:
+        raise ExperimentError(
+            experiment.name,
+            [f"train.early_stop.metric: {stop.metric!r} is never reported, "
+             f"{nearest(stop.metric, metrics)}"],
+        )
+    workers, train = experiment.workers, experiment.train
+    running = min(workers.max, max(1, int(available.get("CPU", 1) // workers.cpus)))
+    shard_rounds = math.ceil(train.n_shards / running) / train.n_shards
+    trials = experiment.tune.trials if experiment.tune else 0
+    at_once = (experiment.tune.parallel if experiment.tune else None) or max(
+        1, int(available.get("CPU", 1) // workers.cpus)
+    )
+    plan = Plan(
+        name=experiment.name,
+        samples={
+            "train": len(dataset.train),
+            "validation": len(dataset.validation),
+            "test": len(dataset.test),
+        },
+        classes=len(dataset.schema.classes),
+        data_digest=dataset.digest,
+        model=experiment.model.name,
+        parameters=sum(p.numel() for p in replica.state.model.parameters()),
+        batch=train.batch,
+        shards=train.n_shards,
+        steps=replica.total_steps,
+        step_ms=step_s * 1000,
+        loss=loss,
+        metrics=tuple(metrics),
+        cpus=available.get("CPU", 0.0),
+        gpus=available.get("GPU", 0.0),
+        workers=(workers.min, workers.max),
+        trials=trials,
+        tune_s=TUNE_START_S
+        + trials * replica.total_steps * step_s * SHARE_OF_EPOCHS / at_once,
+        train_s=TRAIN_START_S + replica.total_steps * step_s * shard_rounds,
+        profile=replica.profile.to_json(),
+    )
+    return plan, dataset
+
+
+def _available(address: str | None) -> dict[str, float]:
+    """The cluster's resources; of this machine when the cluster is the embedded one."""
+    if ray.is_initialized():
+        return session.resources()
+    if address or os.environ.get("RAY_ADDRESS"):
+        with session.session(address):
+            return session.resources()
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def _where(address: str | None) -> str:
+    named = address or os.environ.get("RAY_ADDRESS")
+    return f"the cluster at {named}" if named else "this machine"
+
+
+def _try(replica: Replica) -> tuple[float, float, dict[str, float]]:
+    """First loss, median seconds of a step, and the metrics an epoch would report."""
+    loss = float(replica.try_step())
+    seconds = []
+    for _ in range(MEASURED_STEPS):
+        start = time.perf_counter()
+        replica.try_step()
+        seconds.append(time.perf_counter() - start)
+    return loss, statistics.median(seconds), replica.measure(loss)

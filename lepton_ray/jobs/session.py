@@ -1,0 +1,68 @@
+"""The one way to run Ray: the cluster that is named, else an embedded one that is torn down."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+
+import ray
+
+from lepton_ray.config.schema import Workers
+from lepton_ray.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def session(address: str | None = None) -> Iterator[None]:
+    """Ray for the time of the block.
+
+    A Ray that this process has already initialised is used and left alone; ``address`` or
+    RAY_ADDRESS is connected to; else a cluster is started here and stopped at the end, also on
+    an error or Ctrl-C.
+
+    Raises:
+        ClusterError: when the address cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    options = {"configure_logging": False, "log_to_driver": False}
+    try:
+        if address:
+            ray.init(address=address, **options)
+        else:
+            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(
+            f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
+            "an embedded one"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has in all."""
+    return {str(name): float(amount) for name, amount in ray.cluster_resources().items()}
+
+
+def check_room(workers: Workers, available: Mapping[str, float], where: str) -> None:
+    """The cluster has room for ``workers.min``.
+
+    Raises:
+        ClusterError: naming what is missing, instead of waiting for it.
+    """
+    for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        needed, present = workers.min * each, available.get(name, 0.0)
+        if needed > present:
+            raise ClusterError(
+                f"workers.min={workers.min} with {each:g} {name} each needs {needed:g} {name}, "
+                f"{where} has {present:g}: {needed - present:g} {name} are missing; lower "
+                f"workers.min or workers.{name.lower()}s, or name a larger cluster with --address"
+            )

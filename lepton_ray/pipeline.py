@@ -1,0 +1,414 @@
+"""The only place that wires the layers: plan, tune, train, record, gate, serve.
+
+Each stage leaves its result in the run's folder, so that a killed run goes on with ``resume``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from lepton_ray import models
+from lepton_ray.config import flatten, load, render, with_settings
+from lepton_ray.config import schema as config
+from lepton_ray.data.dataset import Dataset
+from lepton_ray.errors import EndpointError, ExperimentError, GateError
+from lepton_ray.jobs import provenance, session
+from lepton_ray.jobs.planning import Plan, make_plan
+from lepton_ray.jobs.runs import RunFolder
+from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
+from lepton_ray.serving import endpoint, package
+from lepton_ray.serving.load import load_model
+from lepton_ray.serving.runtime import Runtime
+from lepton_ray.serving.signature import signature
+from lepton_ray.tracking import gate, registry
+from lepton_ray.tracking.store import Tracker
+from lepton_ray.training import baselines
+from lepton_ray.training.digest import state_sha256
+from lepton_ray.training.metrics import DIRECTIONS, classification
+from lepton_ray.training.trainer import TrainResult, train
+from lepton_ray.tuning import study
+
+CHECKED_ROWS = 32  # test samples sent to a new endpoint
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The verbs of the command line in Python: ``Experiment.load(path).run()``."""
+
+    config: config.Experiment
+
+    @staticmethod
+    def load(path: str | Path, settings: Sequence[str] = ()) -> Experiment:
+        """See `lepton_ray.config.load`."""
+        return Experiment(load(path, settings))
+
+    def plan(self, *, address: str | None = None) -> Plan:
+        """Check everything and run one real step; changes nothing."""
+        return make_plan(self.config, address=address)[0]
+
+    def tune(self, **options: Any) -> dict[str, Any]:
+        """Search; returns the best trial. Options as for `run`."""
+        return Run(self.config, "tune", **options).go()
+
+    def train(self, **options: Any) -> dict[str, Any]:
+        """Train, evaluate and register, without a search. Options as for `run`."""
+        return Run(self.config, "train", **options).go()
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        """Plan, tune, train, register, gate, serve. Options are those of `Run`.
+
+        Raises:
+            GateError: when the version was not promoted; it stays registered.
+        """
+        return Run(self.config, "run", **options).go()
+
+
+STAGES = {
+    "tune": ("tune",),
+    "train": ("train", "register"),
+    "run": ("tune", "train", "register", "gate", "serve"),
+}
+
+
+class Run:
+    """One ``tune``, ``train`` or ``run`` of an experiment.
+
+    Args:
+        resume: go on with the last unfinished run of this command.
+        keep: leave the endpoint up until Ctrl-C (on a named cluster: leave it and return).
+        address: of a Ray cluster; default RAY_ADDRESS, else an embedded one.
+    """
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        command: str,
+        *,
+        resume: bool = False,
+        keep: bool = False,
+        address: str | None = None,
+        terminal: Terminal | None = None,
+    ) -> None:
+        self._experiment = experiment
+        self._command = command
+        self._resume = resume
+        self._keep = keep
+        self._address = address
+        self._terminal: Terminal = terminal or Silent()
+        self._started = time.monotonic()
+
+    def go(self) -> dict[str, Any]:
+        """Run all stages of the command; what each gave, by name."""
+        experiment, say = self._experiment, self._terminal.say
+        stages = STAGES[self._command]
+        if "tune" in stages and experiment.tune is None:
+            if self._command == "tune":
+                raise ExperimentError(experiment.name, ["tune: required to search, but missing"])
+            stages = tuple(s for s in stages if s != "tune")
+        if "serve" in stages:
+            endpoint.check_port(experiment.serve.host, experiment.serve.port)
+        if self._resume:
+            self._folder = RunFolder.find_unfinished(experiment, self._command)
+        with session.session(self._address):
+            plan, self._dataset = make_plan(experiment, address=self._address)
+            say(plan.table())
+            self._tracker = Tracker(experiment.name, Path(experiment.storage) / "artifacts")
+            if not self._resume:
+                self._folder = RunFolder.create(experiment, self._command)
+            say(f"run    {self._folder.path}")
+            self._reference = ray.put(self._dataset)
+            results: dict[str, Any] = {"run": str(self._folder.path)}
+            try:
+                for name in stages:
+                    done = self._folder.stage(name) if name != "serve" else None
+                    if done is None:
+                        done = getattr(self, f"_{name}")(results)
+                        self._folder.finish_stage(name, done)
+                    else:
+                        say(f"{name:6} done before")
+                    results[name] = done
+                    if name == "gate" and not done["promoted"]:
+                        raise GateError(_missed(experiment, results["register"], done))
+            except BaseException as error:
+                ended = isinstance(error, GateError)
+                self._folder.end("finished" if ended else "failed")
+                raise
+            self._folder.end("finished")
+        results["seconds"] = round(time.monotonic() - self._started, 1)
+        return results
+
+    def _tune(self, results: dict[str, Any]) -> dict[str, Any]:
+        watcher = StudyWatcher(
+            self._experiment, self._tracker, self._folder, self._terminal, self._common_tags()
+        )
+        start = time.monotonic()
+        try:
+            best, journal = study.run(
+                self._experiment,
+                self._reference,
+                folder=self._folder.path / "study",
+                on_event=watcher,
+            )
+        except BaseException as error:
+            watcher.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        watcher.end("FINISHED", best)
+        states = [r.state for r in journal.finished]
+        metric = self._experiment.tune.metric  # type: ignore[union-attr]
+        self._terminal.say(
+            f"tune   best of {len(states)} trials: {metric} {best.values[-1]:.4f} with "
+            f"{_settings(best.params)}\n"
+            f"       {states.count('finished')} finished, {states.count('pruned')} stopped early, "
+            f"{states.count('failed')} failed; {time.monotonic() - start:.0f} s"
+        )
+        return {
+            "best": asdict(best),
+            "trials": len(states),
+            "study": watcher.run_id,
+            "states": {s: states.count(s) for s in ("finished", "pruned", "failed")},
+        }
+
+    def _train(self, results: dict[str, Any]) -> dict[str, Any]:
+        experiment = self._tuned(results)
+        tags = self._common_tags() | {"lepton_ray.kind": "training"}
+        if "tune" in results:
+            tags["lepton_ray.study"] = results["tune"]["study"]
+        run_id = self._folder.recall("training_run")
+        if run_id is None:
+            run_id = self._tracker.start(
+                f"train {self._folder.id}",
+                params=flatten(experiment.model_dump(mode="json", exclude={"tune"})),
+                tags=tags,
+            )
+            self._folder.remember("training_run", run_id)
+            self._tracker.text(run_id, "experiment.yaml", render(experiment))
+        else:
+            self._tracker.reopen(run_id)
+        start = time.monotonic()
+        try:
+            result = train(
+                experiment,
+                self._reference,
+                folder=self._folder.path,
+                on_event=TrainingWatcher(run_id, self._tracker, self._terminal, experiment),
+            )
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt)
+            self._tracker.finish(run_id, "KILLED" if killed else "FAILED")
+            raise
+        self._result: TrainResult | None = result
+        sha256 = state_sha256(result.weights)
+        self._tracker.tags(
+            run_id,
+            {
+                "lepton_ray.weights_sha256": sha256,
+                "lepton_ray.digest": result.digest,
+                "lepton_ray.exact": str(experiment.train.exact).lower(),
+                **{f"lepton_ray.numerics.{k}": str(v) for k, v in result.profile.items()},
+            },
+        )
+        self._tracker.flush()
+        last = result.history[-1]
+        self._terminal.say(
+            f"train  {len(result.history)} epochs, {result.steps} steps in "
+            f"{time.monotonic() - start:.0f} s: {numbers(last)}; weights {sha256[:12]}"
+        )
+        return {
+            "run_id": run_id,
+            "weights_sha256": sha256,
+            "digest": result.digest,
+            "epochs": len(result.history),
+            "steps": result.steps,
+            "metrics": last,
+        }
+
+    def _register(self, results: dict[str, Any]) -> dict[str, Any]:
+        experiment, dataset = self._tuned(results), self._dataset
+        run_id = results["train"]["run_id"]
+        folder = self._folder.path / "version"
+        model = models.build(
+            experiment.model, dataset.preprocess.input_shape, len(dataset.schema.classes)
+        )
+        model.load_state_dict(self._weights(experiment))
+        package.build(
+            folder,
+            model=model,
+            dataset_schema=dataset.schema,
+            preprocess=dataset.preprocess,
+            experiment_yaml=render(experiment),
+            sample_x=dataset.test.x[:256],
+            max_batch=experiment.serve.batch.max,
+            provenance={
+                "git_commit": provenance.git_commit(),
+                "data_digest": dataset.digest,
+                "mlflow_run": run_id,
+                "training_digest": results["train"]["digest"],
+                "software": provenance.software(),
+            },
+        )
+        runtime = Runtime.load(folder)
+        test = {
+            "model": score(runtime, dataset),
+            "baseline": classification(baselines.trivial(dataset), dataset.test.y),
+            "linear": classification(
+                baselines.linear(dataset, experiment.train.seed), dataset.test.y
+            ),
+        }
+        for name, metrics in test.items():
+            prefix = "test" if name == "model" else name
+            self._tracker.metrics(
+                run_id, {f"{prefix}_{m}": v for m, v in metrics.items()}, results["train"]["epochs"]
+            )
+        version = registry.register(
+            experiment.name,
+            run_id=run_id,
+            folder=folder,
+            python_model=Path(package.__file__).with_name("pyfunc_model.py"),
+            signature=signature(dataset.schema),
+            tags={
+                "lepton_ray.weights_sha256": results["train"]["weights_sha256"],
+                **{f"test_{m}": f"{v:.6f}" for m, v in test["model"].items()},
+            },
+        )
+        self._tracker.finish(run_id)
+        self._terminal.say(_score_table(experiment, version.version, test, len(dataset.test)))
+        return {"name": version.name, "version": version.version, "test": test}
+
+    def _gate(self, results: dict[str, Any]) -> dict[str, Any]:
+        rules, registered = self._experiment.gate, results["register"]
+        name, version = registered["name"], registered["version"]
+        test = registered["test"]
+        rivals: dict[str, float | None] = {
+            rival: test[rival][rules.metric] for rival in rules.beats if rival != "champion"
+        }
+        champion = registry.find_champion(name)
+        if "champion" in rules.beats and champion is not None and champion.version != version:
+            rival = score(Runtime.load(champion.folder()), self._dataset)
+            rivals["champion"] = rival[rules.metric]
+        checks = gate.decide(
+            rules, test["model"][rules.metric], rivals, DIRECTIONS[rules.metric]
+        )
+        promoted = all(check.passed for check in checks)
+        if promoted:
+            registry.promote(registry.resolve(f"{name}/{version}"))
+            self._terminal.say(
+                f"gate   passed ({'; '.join(c.rule for c in checks) or 'no rules'}): "
+                f"{name}@champion is version {version}"
+            )
+        return {"promoted": promoted, "checks": [asdict(check) for check in checks]}
+
+    def _serve(self, results: dict[str, Any]) -> dict[str, Any]:
+        name = results["register"]["name"]
+        reference = f"{name}@champion"
+        start = time.monotonic()
+        with endpoint.serving(reference, self._experiment.serve) as live:
+            self._terminal.say(
+                f"serve  {reference} on {live.url} after {time.monotonic() - start:.0f} s; "
+                f"docs at {live.url}/docs"
+            )
+            rows = package.rows(self._dataset.schema, self._dataset.test_columns, CHECKED_ROWS)
+            checked = check_endpoint(live.url, load_model(reference), rows)
+            self._terminal.say(
+                f"query  {checked} test samples over HTTP equal load_model({reference!r}).predict\n"
+                f"       {endpoint.curl(live.url, rows[0])}"
+            )
+            if self._keep:
+                live.keep(self._terminal.say)
+        return {"url": live.url, "checked": checked}
+
+    def _tuned(self, results: Mapping[str, Any]) -> config.Experiment:
+        """The experiment with the best trial's settings, where there was a study."""
+        if "tune" not in results:
+            return self._experiment
+        return with_settings(self._experiment, results["tune"]["best"]["params"])
+
+    def _weights(self, experiment: config.Experiment) -> dict[str, Any]:
+        """What training gave; after a resume, from its last checkpoint."""
+        result = getattr(self, "_result", None)
+        if result is None:  # the training is done, so this starts from its end and trains nothing
+            result = train(experiment, self._reference, folder=self._folder.path)
+        weights: dict[str, Any] = result.weights
+        return weights
+
+    def _common_tags(self) -> dict[str, str]:
+        return {
+            "lepton_ray.run": self._folder.id,
+            "lepton_ray.data_digest": self._dataset.digest,
+            "mlflow.source.git.commit": provenance.git_commit(),
+        }
+
+
+def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
+    """Metrics of a version on the test split, from its own runtime.
+
+    Classes are matched by name, so that a version trained on other labels is scored fairly.
+    """
+    answers = runtime.predict_columns(dataset.test_columns).probabilities
+    classes = list(runtime.schema.classes)
+    probabilities: npt.NDArray[np.float64] = np.zeros((len(answers), len(dataset.schema.classes)))
+    for position, label in enumerate(dataset.schema.classes):
+        if label in classes:
+            probabilities[:, position] = answers[:, classes.index(label)]
+    return classification(probabilities, dataset.test.y)
+
+
+def check_endpoint(url: str, runtime: Runtime, rows: list[dict[str, Any]]) -> int:
+    """Send rows over HTTP and compare with the same version in this process, bit for bit.
+
+    Raises:
+        EndpointError: for any answer that differs.
+    """
+    expected = [answer.model_dump() for answer in runtime.predict(rows)]
+    answered = endpoint.query(url, rows)["predictions"]
+    for position, (ours, theirs) in enumerate(zip(expected, answered, strict=True)):
+        if ours != theirs:
+            raise EndpointError(
+                f"{url} answers row {position} with {theirs}, load_model with {ours}"
+            )
+    return len(rows)
+
+
+def _missed(
+    experiment: config.Experiment, registered: dict[str, Any], done: dict[str, Any]
+) -> str:
+    metric = experiment.gate.metric
+    value = registered["test"]["model"][metric]
+    failed = [c for c in done["checks"] if not c["passed"]]
+    lines = [f"  {c['rule']}: missed by {c['missed_by']:.4f}" for c in failed]
+    return "\n".join(
+        [
+            f"{registered['name']}/{registered['version']} has {metric} {value:.4f} on the test "
+            "split and was not promoted:",
+            *lines,
+        ]
+    )
+
+
+def _score_table(
+    experiment: config.Experiment, version: int, test: dict[str, dict[str, float]], rows: int
+) -> str:
+    names = list(next(iter(test.values())))
+    titles = {
+        "model": f"{experiment.model.name} (version {version})",
+        "linear": "linear baseline",
+        "baseline": "trivial baseline",
+    }
+    lines = [f"score  on {rows} test samples" + " " * 10 + "".join(f"{n:>10}" for n in names)]
+    for key, title in titles.items():
+        lines.append(f"       {title:32}" + "".join(f"{test[key][n]:10.4f}" for n in names))
+    return "\n".join(lines)
+
+
+def _settings(params: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
+        for path, value in params.items()
+    )

@@ -1,0 +1,1 @@
+"""MLflow: one writer, batched; registered models and their aliases; the gate."""

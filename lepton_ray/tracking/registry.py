@@ -1,0 +1,172 @@
+"""Registered models: versions, aliases, and the reference ``name@alias`` or ``name/version``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from lepton_ray.errors import ModelError
+from lepton_ray.tracking.store import client
+
+ARTIFACT = "version"  # the name under which a version's folder is logged
+REQUIREMENTS = ("lepton-ray", "onnxruntime", "numpy", "pandas", "pydantic", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    name: str
+    version: int
+    run_id: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    source: str
+    """URI of the logged model."""
+
+    def folder(self) -> Path:
+        """The version's files, on this machine.
+
+        Raises:
+            ModelError: when they cannot be fetched.
+        """
+        try:
+            with _no_progress_bar():
+                root = Path(mlflow.artifacts.download_artifacts(self.source))
+        except (MlflowException, OSError) as error:
+            raise ModelError(
+                f"the files of {self.name}/{self.version} cannot be read: {error}"
+            ) from error
+        folder = root / "artifacts" / ARTIFACT
+        if not folder.is_dir():
+            raise ModelError(f"{self.name}/{self.version} was not made by lepton_ray")
+        return folder
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    before = os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
+        else:
+            os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = before
+
+
+def register(
+    name: str,
+    *,
+    run_id: str,
+    folder: Path,
+    python_model: Path,
+    signature: Any,
+    tags: dict[str, str],
+) -> ModelVersion:
+    """Log a version's folder to a run as a pyfunc model and register it.
+
+    Args:
+        folder: what `serving.package.build` made.
+        python_model: the models-from-code file, so that nothing is pickled.
+    """
+    store = client()
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    requirements = [f"{p}=={importlib.metadata.version(p)}" for p in REQUIREMENTS]
+    with mlflow.start_run(run_id=run_id), _no_progress_bar():
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(python_model),
+            artifacts={ARTIFACT: str(folder)},
+            signature=signature,
+            pip_requirements=requirements,
+        )
+    with contextlib.suppress(MlflowException):  # it exists already
+        store.create_registered_model(name)
+    made = store.create_model_version(
+        name, source=info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id
+    )
+    return _value(store, made)
+
+
+def resolve(reference: str) -> ModelVersion:
+    """The version that ``name@alias`` or ``name/version`` names now.
+
+    Raises:
+        ModelError: for a malformed reference, or when there is no such version.
+    """
+    store = client()
+    name, at, alias = reference.partition("@")
+    try:
+        if at:
+            return _value(store, store.get_model_version_by_alias(name, alias))
+        name, slash, version = reference.partition("/")
+        if slash and version.isdigit():
+            return _value(store, store.get_model_version(name, version))
+    except MlflowException as error:
+        raise ModelError(f"no model {reference!r}: {_hint(store, name)}") from error
+    raise ModelError(
+        f"a model is named NAME@ALIAS or NAME/VERSION, as in digits@champion, got {reference!r}"
+    )
+
+
+def find_champion(name: str) -> ModelVersion | None:
+    """The version with the alias ``champion``, if there is one."""
+    store = client()
+    try:
+        return _value(store, store.get_model_version_by_alias(name, "champion"))
+    except MlflowException:
+        return None
+
+
+def promote(version: ModelVersion, alias: str = "champion") -> None:
+    """Move an alias to a version."""
+    client().set_registered_model_alias(version.name, alias, str(version.version))
+
+
+def versions(name: str | None = None) -> list[ModelVersion]:
+    """All versions of one model or of all, newest first."""
+    store = client()
+    query = f"name = '{name}'" if name else ""
+    found = [_value(store, v) for v in store.search_model_versions(query)]
+    if name and not found:
+        raise ModelError(f"no model {name!r}: {_hint(store, name)}")
+    return sorted(found, key=lambda v: (v.name, -v.version))
+
+
+def manifest(version: ModelVersion) -> dict[str, Any]:
+    """The version's manifest: file digests, software, weights, provenance."""
+    value: dict[str, Any] = json.loads((version.folder() / "manifest.json").read_text())
+    return value
+
+
+def _hint(store: MlflowClient, name: str) -> str:
+    known = sorted(m.name for m in store.search_registered_models())
+    if name not in known:
+        return f"registered are: {', '.join(known) or 'none yet'}"
+    model = store.get_registered_model(name)
+    aliases = ", ".join(f"{a} -> {v}" for a, v in model.aliases.items()) or "none"
+    return f"{name} has the aliases: {aliases}; see lepton-ray models list"
+
+
+def _value(store: MlflowClient, version: Any) -> ModelVersion:
+    model = store.get_registered_model(version.name)
+    aliases = tuple(a for a, v in model.aliases.items() if str(v) == str(version.version))
+    return ModelVersion(
+        name=version.name,
+        version=int(version.version),
+        run_id=version.run_id,
+        aliases=aliases,
+        tags=dict(version.tags),
+        source=version.source,
+    )

@@ -1,0 +1,152 @@
+"""Runs in MLflow, written by one process in batches.
+
+SQLite takes one writer at a time, so replicas and trials never write: their events reach the
+driver, and it writes here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from lepton_ray.errors import StoreError
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+FLUSH_S = 1.0
+BATCH = 900  # MLflow takes 1000 metrics and 100 parameters in one call
+PARAM_CHARS = 6000  # of one value; MLflow's own limit
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def tracking_uri() -> str:
+    """Where runs are recorded: MLFLOW_TRACKING_URI, else a SQLite file in this folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def client() -> MlflowClient:
+    """A client of the store; artifacts are never unpickled.
+
+    Raises:
+        StoreError: when the store cannot be opened or written.
+    """
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    uri = tracking_uri()
+    _check_writable(uri)
+    try:
+        mlflow.set_tracking_uri(uri)
+        store = MlflowClient(uri)
+        store.search_experiments(max_results=1)
+    except (MlflowException, OSError, ImportError) as error:
+        raise StoreError(
+            f"the MLflow store {uri} cannot be used: {_first_line(error)}; set MLFLOW_TRACKING_URI"
+        ) from error
+    return store
+
+
+def _check_writable(uri: str) -> None:
+    if not uri.startswith("sqlite:///"):
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    target = path if path.exists() else path.parent
+    if not target.exists():
+        raise StoreError(f"the MLflow store {uri} cannot be used: {target} does not exist")
+    if target.is_dir() and path.exists():
+        raise StoreError(f"the MLflow store {uri} cannot be used: {path} is a folder")
+    if not os.access(target, os.W_OK):
+        raise StoreError(
+            f"the MLflow store {uri} cannot be used: {target} is not writable; set "
+            "MLFLOW_TRACKING_URI to one that is"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+class Tracker:
+    """The runs of one MLflow experiment.
+
+    Args:
+        artifacts: folder for the artifacts of a store that has no server.
+    """
+
+    def __init__(self, name: str, artifacts: Path) -> None:
+        self.client = client()
+        found = self.client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise StoreError(
+                f"the MLflow experiment {name!r} was deleted: restore it, or set another name"
+            )
+        if found is not None:
+            self.experiment_id = found.experiment_id
+        else:
+            local = tracking_uri().startswith("sqlite:")
+            location = (artifacts / name).resolve().as_uri() if local else None
+            self.experiment_id = self.client.create_experiment(name, artifact_location=location)
+        self._buffered: dict[str, list[Metric]] = {}
+        self._flushed_at = time.monotonic()
+
+    def start(
+        self,
+        name: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> str:
+        """A new run's id."""
+        all_tags = {**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+        run_id: str = self.client.create_run(
+            self.experiment_id, run_name=name, tags=all_tags
+        ).info.run_id
+        items = [Param(k, _text(v)) for k, v in (params or {}).items()]
+        for first in range(0, len(items), 100):
+            self.client.log_batch(run_id, params=items[first : first + 100])
+        return run_id
+
+    def reopen(self, run_id: str) -> None:
+        """Mark a run of an earlier process as running again."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
+        """Record numbers; they reach the store within a second or with `finish`."""
+        now = int(time.time() * 1000)
+        self._buffered.setdefault(run_id, []).extend(
+            Metric(name, value, now, step) for name, value in values.items() if math.isfinite(value)
+        )
+        if time.monotonic() - self._flushed_at >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        for run_id, metrics in self._buffered.items():
+            for first in range(0, len(metrics), BATCH):
+                self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        self._buffered.clear()
+        self._flushed_at = time.monotonic()
+
+    def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def text(self, run_id: str, name: str, content: str) -> None:
+        """Record a small file."""
+        self.client.log_text(run_id, content, name)
+
+    def finish(self, run_id: str, status: Status = "FINISHED") -> None:
+        self.flush()
+        self.client.set_terminated(run_id, status)
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 3] + "..."

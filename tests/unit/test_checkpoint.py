@@ -1,0 +1,89 @@
+"""Checkpoints: whole or absent, the last whole one wins, and limits hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lepton_ray.errors import CheckpointError
+from lepton_ray.training import checkpoint
+from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"w": torch.full((100,), value), "n": torch.tensor(3)}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path))
+    assert folder.load_last() is None
+    folder.save(5, tensors(1.5), {"step": 5, "history": [{"loss": 0.25}]})
+    loaded, values = folder.load_last()
+    assert torch.equal(loaded["w"], tensors(1.5)["w"])
+    assert values == {"step": 5, "history": [{"loss": 0.25}]}
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no_manifest", "bad_manifest"])
+def test_a_damaged_one_is_skipped_for_the_one_before(tmp_path: Path, damage: str, caplog) -> None:
+    folder = CheckpointFolder(str(tmp_path), keep=3)
+    folder.save(1, tensors(1.0), {"step": 1})
+    last = Path(folder.save(2, tensors(2.0), {"step": 2}).path)
+    data, manifest = last / checkpoint.DATA, last / checkpoint.MANIFEST
+    content = bytearray(data.read_bytes())
+    if damage == "flip":
+        content[-7] ^= 1
+        data.write_bytes(content)
+    elif damage == "truncate":
+        data.write_bytes(content[:-10])
+    elif damage == "no_manifest":
+        manifest.unlink()
+    else:
+        manifest.write_text("{")
+    assert folder.load_last()[1] == {"step": 1}
+    assert damage == "no_manifest" or "skipping a checkpoint" in caplog.text
+
+
+def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path), keep=2)
+    for step in range(1, 6):
+        folder.save(step, tensors(step), {"step": step})
+    assert [s.step for s in folder.list()] == [4, 5]
+
+
+def test_the_byte_limit_drops_the_oldest_but_never_the_last(tmp_path: Path) -> None:
+    one = CheckpointFolder(str(tmp_path)).save(0, tensors(0), {"step": 0}).bytes
+    folder = CheckpointFolder(str(tmp_path), keep=9, max_bytes=2.5 * one)
+    for step in range(1, 5):
+        folder.save(step, tensors(step), {"step": step})
+    assert [s.step for s in folder.list()] == [3, 4]
+    tight = CheckpointFolder(str(tmp_path), keep=9, max_bytes=1)
+    tight.save(5, tensors(5), {"step": 5})
+    assert [s.step for s in tight.list()] == [5]
+
+
+def test_a_full_disk_keeps_the_last_good_one_and_is_reported(tmp_path: Path, monkeypatch) -> None:
+    folder = CheckpointFolder(str(tmp_path))
+    folder.save(1, tensors(1.0), {"step": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        folder.save(2, tensors(2.0), {"step": 2})
+    events: list[dict] = []
+    writer = Checkpointer(folder, events.append)
+    writer.save(3, tensors(3.0), {"step": 3})
+    writer.wait()
+    assert [e["kind"] for e in events] == ["checkpoint_failed"]
+    monkeypatch.undo()
+    assert [s.step for s in folder.list()] == [1]
+    assert folder.load_last()[1] == {"step": 1}
+
+
+def test_a_uri_of_a_file_system_works_like_a_path(tmp_path: Path) -> None:
+    CheckpointFolder(f"file://{tmp_path}").save(7, tensors(7.0), {"step": 7})
+    assert CheckpointFolder(str(tmp_path)).load_last()[1] == {"step": 7}

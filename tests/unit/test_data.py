@@ -1,0 +1,174 @@
+"""Sources, splits, preprocessing and order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lepton_ray import data
+from lepton_ray.config.schema import ImageData, Split, TableData
+from lepton_ray.data import order
+from lepton_ray.data.preprocess import Preprocess
+from lepton_ray.data.split import divide
+from lepton_ray.errors import DataError
+
+DIGITS = ImageData(kind="image", source="sklearn:digits")
+
+
+def table(tmp_path: Path, frame: pd.DataFrame, **settings) -> data.Dataset:
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    return data.load(
+        TableData(kind="table", source=str(tmp_path / "t.csv"), target="y", **settings)
+    )
+
+
+def people(n: int = 60) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "age": np.arange(n, dtype=float),
+            "city": ["Bonn", "Rom", "Oslo"] * (n // 3),
+            "y": ["yes", "no"] * (n // 2),
+        }
+    )
+
+
+def test_digits_are_split_stratified_and_normalised() -> None:
+    dataset = data.load(DIGITS)
+    assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 1797
+    assert dataset.train.x.shape[1:] == (1, 8, 8)
+    assert abs(dataset.train.x.mean()) < 1e-4
+    assert abs(dataset.train.x.std() - 1) < 1e-3
+    shares = np.bincount(dataset.test.y) / len(dataset.test)
+    np.testing.assert_allclose(shares, np.bincount(dataset.train.y) / len(dataset.train), atol=0.01)
+
+
+def test_digest_changes_with_the_data_and_with_the_split() -> None:
+    again = data.load(DIGITS)
+    assert data.load(DIGITS).digest == again.digest
+    other = DIGITS.model_copy(update={"split": Split(seed=1)})
+    assert data.load(other).digest != again.digest
+
+
+def test_table_columns_get_types_ranges_and_categories(tmp_path: Path) -> None:
+    dataset = table(tmp_path, people())
+    age, city = dataset.schema.columns
+    assert (age.kind, city.kind) == ("number", "category")
+    assert city.categories == ("Bonn", "Oslo", "Rom")
+    assert dataset.preprocess.input_shape == (4,)
+    assert dataset.schema.classes == ("no", "yes")
+
+
+def test_unseen_category_is_all_zero(tmp_path: Path) -> None:
+    fitted = table(tmp_path, people()).preprocess
+    row = fitted.apply({"age": [30.0], "city": ["Atlantis"]})
+    assert row[0, 1:].tolist() == [0, 0, 0]
+    assert fitted.apply({"age": [30.0], "city": ["Oslo"]})[0, 1:].tolist() == [0, 1, 0]
+
+
+def test_preprocessing_is_fitted_on_training_rows_only(tmp_path: Path) -> None:
+    frame = people()
+    dataset = table(tmp_path, frame)
+    trained_on = np.concatenate([dataset.test_columns["age"]])
+    assert dataset.schema.columns[0].low not in trained_on
+    refit = dataset.preprocess.tensors["mean"][0]
+    assert refit != pytest.approx(frame["age"].mean(), abs=1e-9)
+
+
+def test_preprocess_survives_its_file(tmp_path: Path) -> None:
+    fitted = table(tmp_path, people()).preprocess
+    fitted.save(tmp_path)
+    columns = {"age": [1.0, 70.0], "city": ["Rom", "Bonn"]}
+    np.testing.assert_array_equal(Preprocess.load(tmp_path).apply(columns), fitted.apply(columns))
+
+
+def test_missing_numbers_are_refused_or_become_the_median(tmp_path: Path) -> None:
+    frame = people()
+    frame.loc[[3, 4, 5, 6], "age"] = np.nan
+    with pytest.raises(DataError, match=r"'age' has no finite number in \d of \d+ rows.*median"):
+        table(tmp_path, frame)
+    dataset = table(tmp_path, frame, preprocess={"missing": "median"})
+    assert np.isfinite(dataset.train.x).all()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x": np.full((20, 4, 4), np.nan), "y": np.arange(20) % 2}, "20 of 20 images hold NaN"),
+        ({"x": np.zeros((20, 4, 4)), "y": np.zeros(20)}, "nothing to learn"),
+        ({"x": np.zeros((20, 4, 4)), "y": np.arange(19) % 2}, "20 images but 19 labels"),
+        ({"x": np.zeros((0, 4, 4)), "y": np.zeros(0)}, "holds no samples"),
+        ({"x": np.zeros((20, 16)), "y": np.arange(20) % 2}, "must be"),
+        ({"a": np.zeros(3)}, "must hold x and y"),
+    ],
+)
+def test_bad_images_are_refused(tmp_path: Path, arrays: dict, said: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=said):
+        data.load(ImageData(kind="image", source=str(tmp_path / "a.npz")))
+
+
+def test_missing_data_says_where_it_looked() -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        data.load(ImageData(kind="image", source="nowhere"))
+
+
+def test_label_seen_only_in_the_test_split_is_refused() -> None:
+    labels = np.array(["a"] * 20 + ["b"] * 20 + ["odd"])
+    given_test = np.arange(41) >= 38
+    with pytest.raises(DataError, match="'odd' occurs in the test split but never in the training"):
+        divide(labels, Split(test="given"), given_test)
+
+
+def test_empty_split_is_refused() -> None:
+    with pytest.raises(DataError, match="the validation split is empty: 6 samples"):
+        divide(np.array(["a", "b"] * 3), Split(test=0.1), None)
+
+
+def test_table_refuses_ids_and_unknown_columns(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": [f"k{i}" for i in range(1100)], "a": 1.0, "y": ["p", "q"] * 550})
+    with pytest.raises(DataError, match=r"looks like an id.*data.drop"):
+        table(tmp_path, frame)
+    assert [c.name for c in table(tmp_path, frame, drop=("id",)).schema.columns] == ["a"]
+    with pytest.raises(DataError, match="no column 'z'; it has id, a, y"):
+        table(tmp_path, frame, drop=("z",))
+
+
+@given(
+    shards=st.integers(1, 9),
+    per_shard=st.integers(1, 5),
+    steps=st.integers(1, 4),
+    extra=st.integers(0, 40),
+    epoch=st.integers(0, 3),
+)
+def test_shards_of_an_epoch_see_every_whole_batch_once(
+    shards: int, per_shard: int, steps: int, extra: int, epoch: int
+) -> None:
+    batch = shards * per_shard
+    samples = steps * batch + extra % batch
+    assert order.steps_per_epoch(samples, batch) == steps
+    seen = [
+        order.shard_indices(
+            seed=3, epoch=epoch, step=i, shard=s, shards=shards, batch=batch, samples=samples
+        )
+        for i in range(steps)
+        for s in range(shards)
+    ]
+    assert all(len(rows) == per_shard for rows in seen)
+    everything = np.concatenate(seen)
+    assert sorted(everything) == sorted(order.permutation(3, epoch, samples)[: steps * batch])
+
+
+def test_order_is_a_distributed_sampler_of_the_same_permutation() -> None:
+    perm = order.permutation(0, 0, 24)
+    rows = order.shard_indices(seed=0, epoch=0, step=1, shard=2, shards=4, batch=8, samples=24)
+    assert rows.tolist() == [perm[(1 * 2 + j) * 4 + 2] for j in range(2)]
+
+
+def test_epochs_and_streams_have_orders_of_their_own() -> None:
+    assert not np.array_equal(order.permutation(0, 0, 50), order.permutation(0, 1, 50))
+    assert order.key(0, "a", 1) != order.key(0, "a", 2) != order.key(1, "a", 2)
