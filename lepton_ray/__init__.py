@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Experiment": "lepton_ray.pipeline",
     "LeptonRayError": "lepton_ray.errors",
-    "load_model": "lepton_ray.tracking.registry",
+    "load_model": "lepton_ray.serving.load",
 }
 
 __all__ = ["Experiment", "LeptonRayError", "__version__", "load_model"]

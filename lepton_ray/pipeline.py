@@ -18,6 +18,7 @@ import ray
 from lepton_ray import models
 from lepton_ray.config import flatten, load, render, with_settings
 from lepton_ray.config import schema as config
+from lepton_ray.data import sources
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import EndpointError, ExperimentError, GateError
 from lepton_ray.jobs import provenance, session
@@ -412,3 +413,34 @@ def _settings(params: Mapping[str, Any]) -> str:
         f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
         for path, value in params.items()
     )
+
+
+def serve_model(
+    reference: str, *, port: int | None, address: str | None, terminal: Terminal
+) -> dict[str, Any]:
+    """Serve a registered version until Ctrl-C, as its own experiment says."""
+    version = registry.resolve(reference)
+    settings = load(version.folder() / "experiment.yaml").serve
+    if port is not None:
+        settings = settings.model_copy(update={"port": port})
+    endpoint.check_port(settings.host, settings.port)
+    with session.session(address), endpoint.serving(reference, settings) as live:
+        terminal.say(f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs")
+        live.keep(terminal.say)
+    return {"url": live.url, "name": version.name, "version": version.version}
+
+
+def predict_file(
+    reference: str, path: str, *, output: str | None, terminal: Terminal
+) -> dict[str, Any]:
+    """Predict every row of a JSONL, CSV or Parquet file; one JSON line a row."""
+    rows = sources.read_rows(Path(path))
+    answers = load_model(reference).predict(rows)
+    lines = [answer.model_dump_json() for answer in answers]
+    if output is None:
+        for line in lines:
+            terminal.say(line)
+    else:
+        Path(output).write_text("".join(line + "\n" for line in lines))
+        terminal.say(f"{len(lines)} predictions written to {output}")
+    return {"rows": len(lines), "output": output}

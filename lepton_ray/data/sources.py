@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ import numpy.typing as npt
 from lepton_ray.config.schema import ImageData, TableData
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = npt.NDArray[np.generic]
 
@@ -143,7 +147,12 @@ def _read_idx(path: Path) -> Array:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def _read_table(data: TableData) -> Raw:
+def read_frame(path: Path) -> pd.DataFrame:
+    """A CSV, Parquet or JSONL file.
+
+    Raises:
+        DataError: when it is missing, of another kind or cannot be read.
+    """
     import pandas as pd
 
     readers = {
@@ -151,15 +160,31 @@ def _read_table(data: TableData) -> Raw:
         ".parquet": pd.read_parquet,
         ".jsonl": lambda p: pd.read_json(p, lines=True),
     }
-    path = Path(data.source)
     if path.suffix not in readers:
-        raise DataError(f"data.source {data.source!r} must end with {', '.join(readers)}")
+        raise DataError(f"{str(path)!r} must end with {', '.join(readers)}")
     if not path.exists():
-        raise DataError(f"data.source {data.source!r} does not exist (looked in {Path.cwd()})")
+        raise DataError(f"{str(path)!r} does not exist (looked in {Path.cwd()})")
     try:
-        frame = readers[path.suffix](path)
+        return readers[path.suffix](path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV, Parquet or JSONL file as plain values.
+
+    Raises:
+        DataError: see `read_frame`.
+    """
+    rows: list[dict[str, Any]] = read_frame(path).to_dict("records")
+    return rows
+
+
+def _read_table(data: TableData) -> Raw:
+    import pandas as pd
+
+    path = Path(data.source)
+    frame = read_frame(path)
     for name in (data.target, *data.drop):
         if name not in frame.columns:
             raise DataError(

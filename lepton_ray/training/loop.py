@@ -138,9 +138,8 @@ class Replica:
         start, first_step = time.monotonic(), self.state.step
         told_at = start
         end = (self.epoch + 1) * self.epoch_steps
-        losses: list[Tensor] = []
         while self.state.step < end:
-            losses.append(self._step.run())
+            self._step.run()
             self._after_step()
             now = time.monotonic()
             if now - told_at >= PROGRESS_S:
@@ -154,13 +153,10 @@ class Replica:
                         "steps_per_s": rate,
                     }
                 )
-        # The mean over the epoch's steps this process did itself would depend on where it resumed;
-        # the last step's loss does not.
-        train_loss = float(losses[-1]) if losses else math.nan
-        metrics = self.measure(train_loss)
-        if not math.isfinite(train_loss):
+        metrics = self.measure()
+        if not math.isfinite(metrics["train_loss"]):
             raise TrainingError(
-                f"the loss is {train_loss} at step {self.state.step}: training diverged; lower "
+                f"the loss is {metrics['train_loss']} at step {self.state.step}: training diverged; lower "
                 "train.optimizer.lr or set train.clip"
             )
         self.state.history.append(metrics)
@@ -178,16 +174,24 @@ class Replica:
             self._save(force=True)
         return metrics
 
-    def try_step(self) -> Tensor:
+    def try_step(self) -> None:
         """One step outside any epoch; for a plan, whose replica is thrown away."""
-        return self._step.run()
+        self._step.run()
 
-    def measure(self, train_loss: float) -> dict[str, float]:
-        """What an epoch reports. Collective."""
+    def measure(self) -> dict[str, float]:
+        """What an epoch reports. Collective.
+
+        ``train_loss`` is the last step's: a mean over the epoch's steps that this process did
+        would depend on where it resumed.
+        """
+        assert self.state.loss is not None
         measured = evaluation.evaluate(
             self.state.evaluated, self.dataset.validation, device=self.device, group=self._group
         )
-        return {"train_loss": train_loss, **{f"val_{n}": v for n, v in measured.items()}}
+        return {
+            "train_loss": float(self.state.loss),
+            **{f"val_{n}": v for n, v in measured.items()},
+        }
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
         stop = self.experiment.train.early_stop

@@ -24,6 +24,8 @@ class TrainState:
     """Copy of the model with averaged weights (``train.ema``)."""
     step: int = 0
     """Steps done."""
+    loss: Tensor | None = None
+    """[1] Mean loss of the last step."""
     digest: str = ""
     """Last link of the chained digest."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -65,6 +67,7 @@ class TrainState:
                     )
         values = {
             "step": self.step,
+            "loss": None if self.loss is None else float(self.loss),
             "digest": self.digest,
             "history": self.history,
             "best_epoch": self.best_epoch,
@@ -104,6 +107,8 @@ class TrainState:
             {"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
         self.step = int(values["step"])
+        loss = values["loss"]
+        self.loss = None if loss is None else torch.tensor([loss])
         self.digest = str(values["digest"])
         self.history = list(values["history"])
         self.best_epoch = int(values["best_epoch"])

@@ -73,8 +73,8 @@ class TrainStep:
             sizes = [[numels[i] for i in bucket] for bucket in self._buckets] + [tail]
             self._reductions = [Reduction(s, self._shards, group, device) for s in sizes]
 
-    def run(self) -> Tensor:
-        """Do step ``state.step`` and count it. Returns the mean loss over the batch, [1]."""
+    def run(self) -> None:
+        """Do step ``state.step`` and count it; ``state.loss`` is then the mean over the batch."""
         state, step = self._state, self._state.step
         before = [b.clone() for b in self._buffers]
         stack: list[list[Tensor]] = []
@@ -98,8 +98,8 @@ class TrainStep:
             self._restore(before)
             raise
         self._apply(reduced, before, step)
+        state.loss = reduced[-1].clone()
         state.step += 1
-        return reduced[-1]
 
     def reduced_gradients(self) -> list[Tensor]:
         """The gradients the last step applied, after clipping; valid until the next step."""

@@ -1,0 +1,1 @@
+"""A model version: its one format, its runtime, and its endpoint on Ray Serve."""

@@ -1,0 +1,100 @@
+"""Start, query and stop an endpoint on the Ray that this process is connected to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shlex
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from ray import serve
+
+from lepton_ray.config.schema import Serve
+from lepton_ray.errors import EndpointError, ServingError
+from lepton_ray.serving.app import application
+from lepton_ray.tracking import registry
+
+QUERY_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Live:
+    url: str
+
+    def keep(self, say: Callable[[str], None]) -> None:
+        """Until Ctrl-C."""
+        say("keep   serving; stop with Ctrl-C")
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+def check_port(host: str, port: int) -> None:
+    """The port is free.
+
+    Raises:
+        ServingError: when something else listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(
+                f"port {port} on {host} cannot be used: {error.strerror}; choose another with "
+                f"--set serve.port={port + 1 if port < 65535 else port - 1}"
+            ) from error
+
+
+@contextlib.contextmanager
+def serving(reference: str, config: Serve) -> Iterator[Live]:
+    """The version that a reference names now, over HTTP, for the time of the block.
+
+    Raises:
+        ServingError: when the port is taken.
+        EndpointError: when the application does not become healthy.
+    """
+    check_port(config.host, config.port)
+    version = registry.resolve(reference)
+    for name in ("ray.serve", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    serve.start(http_options={"host": config.host, "port": config.port})
+    try:
+        try:
+            serve.run(
+                application(version.folder(), version.name, version.version, config),
+                name=version.name,
+                route_prefix="/",
+            )
+        except RuntimeError as error:
+            raise EndpointError(f"{reference} did not start: {error}") from error
+        yield Live(f"http://{config.host}:{config.port}")
+    finally:
+        serve.shutdown()
+
+
+def query(url: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Send rows to ``/predict``.
+
+    Raises:
+        EndpointError: for anything but a 200.
+    """
+    try:
+        response = httpx.post(f"{url}/predict", json={"rows": rows}, timeout=QUERY_TIMEOUT_S)
+    except httpx.HTTPError as error:
+        raise EndpointError(f"{url} does not answer: {error}") from error
+    if response.status_code != 200:
+        raise EndpointError(f"{url} answers {response.status_code}: {response.text[:500]}")
+    value: dict[str, Any] = response.json()
+    return value
+
+
+def curl(url: str, row: dict[str, Any]) -> str:
+    """A line that sends one row when pasted into a shell."""
+    body = json.dumps({"rows": [row]}, separators=(",", ":"))
+    return f"curl -s {url}/predict -H 'content-type: application/json' -d {shlex.quote(body)}"

@@ -1,0 +1,169 @@
+"""Build a model version: the one format, checked before it can be registered.
+
+``model.pt2`` and ``model.onnx`` (exported in eval mode with a free batch size), ``preprocess.json``
+with its tensors, ``schema.json``, ``experiment.yaml``, and ``manifest.json`` last. No pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from lepton_ray.data.preprocess import Preprocess
+from lepton_ray.data.schema import Schema
+from lepton_ray.errors import RunError
+from lepton_ray.serving import manifest as manifests
+from lepton_ray.serving.runtime import open_session, run_session, softmax
+from lepton_ray.training.digest import state_sha256
+
+TOLERANCE = 1e-5  # between runtimes, and between batch sizes where they are not bit-equal
+BATCH_SIZES = (1, 2, 3, 7)
+
+Floats = npt.NDArray[np.float32]
+
+
+def build(
+    folder: Path,
+    *,
+    model: nn.Module,
+    dataset_schema: Schema,
+    preprocess: Preprocess,
+    experiment_yaml: str,
+    sample_x: Floats,
+    max_batch: int,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Write a version into ``folder`` (made aside, then renamed) and return its manifest.
+
+    Args:
+        model: trained; it is copied, and the copy exported.
+        sample_x: [n >= 2, ...] real inputs, on which the runtimes are compared.
+        max_batch: largest batch size the runtimes are compared at.
+
+    Raises:
+        RunError: when the runtimes disagree.
+    """
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    eager = copy.deepcopy(model).cpu().eval()
+    with _quiet():
+        _export(eager, torch.from_numpy(sample_x[:2].copy()), aside)
+    preprocess.save(aside)
+    (aside / "schema.json").write_text(json.dumps(dataset_schema.to_json(), indent=1))
+    (aside / "experiment.yaml").write_text(experiment_yaml)
+    manifest = manifests.write(
+        aside,
+        {
+            **provenance,
+            "weights_sha256": state_sha256(eager.state_dict()),
+            "parity": _compare(eager, aside, sample_x, max_batch),
+        },
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+    return manifest
+
+
+def rows(schema: Schema, columns: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
+    """The first ``n`` samples as a person would send them: plain values, one mapping a row."""
+    taken = {c.name: columns[c.name][:n].tolist() for c in schema.columns}
+    return [
+        dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)
+    ]
+
+
+def _export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
+    """Two samples as the example: with one, the batch size would be frozen to 1."""
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, folder / "model.pt2")
+    onnx = torch.onnx.export(
+        model, (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
+    assert onnx is not None
+    onnx.save(folder / "model.onnx")
+
+
+def _compare(eager: nn.Module, folder: Path, x: Floats, max_batch: int) -> dict[str, Any]:
+    """Probabilities of eager torch, pt2 and ONNX Runtime on the same samples.
+
+    Every row's answer alone is the reference for its answer inside larger batches.
+    """
+    x = x[: max(max_batch, *BATCH_SIZES)]
+    session = open_session(folder / "model.onnx")
+    with _quiet():
+        program = torch.export.load(folder / "model.pt2").module()
+    alone = np.concatenate([_onnx(session, x[i : i + 1]) for i in range(len(x))])
+    sizes = sorted({min(n, len(x)) for n in (*BATCH_SIZES, max_batch)})
+    runtime = batch = 0.0
+    for size in sizes:
+        part = x[:size]
+        answers = _onnx(session, part)
+        batch = max(batch, _distance(answers, alone[:size], f"batch size {size}"))
+        for name, module in (("torch", eager), ("pt2", program)):
+            runtime = max(runtime, _distance(answers, _torch(module, part), name))
+    return {
+        "batch_sizes": sizes,
+        "batch_invariant": batch == 0.0,
+        "largest_difference_over_batch_sizes": batch,
+        "largest_difference_over_runtimes": runtime,
+    }
+
+
+def _distance(ours: Floats, theirs: Floats, name: str) -> float:
+    """Largest difference of two answers to the same rows.
+
+    Raises:
+        RunError: beyond the tolerance, or when a label changes that was not a near tie.
+    """
+    difference = float(np.abs(ours - theirs).max())
+    ranked = np.sort(ours, axis=1)
+    clear = ranked[:, -1] - ranked[:, -2] > TOLERANCE
+    flipped = int(((ours.argmax(1) != theirs.argmax(1)) & clear).sum())
+    if difference > TOLERANCE or flipped:
+        raise RunError(
+            f"the exported model differs from {name} by {difference:.2e} (at most {TOLERANCE:g} is "
+            f"accepted) and in {flipped} labels: it was not registered"
+        )
+    return difference
+
+
+def _onnx(session: Any, x: Floats) -> Floats:
+    return softmax(run_session(session, x))
+
+
+@torch.no_grad()
+def _torch(module: nn.Module, x: Floats) -> Floats:
+    logits: Floats = module(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+    return softmax(logits)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters print and warn about their own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,154 @@
+"""Rows of a request, checked against a model's columns; the same for Python and HTTP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from lepton_ray.data.schema import Column, Schema
+from lepton_ray.errors import InputError
+
+Columns = dict[str, npt.NDArray[np.generic]]
+SHOWN = 80  # characters of a wrong value that an error repeats
+
+
+class Answer(BaseModel):
+    """The prediction for one row."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class Response(BaseModel):
+    """What ``POST /predict`` answers."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    version: int
+    predictions: list[Answer]
+
+
+@dataclass(frozen=True)
+class Problem:
+    row: int
+    field: str
+    rule: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"row {self.row}, field {self.field!r}: {self.rule}, but got {self.value}"
+
+
+class RowsError(InputError):
+    """Rows that do not fit the model's columns; lists every problem."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__(problems)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.problems))
+
+
+def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """Column name -> values [n, ...] of rows that fit the schema.
+
+    Raises:
+        RowsError: naming row, field, rule and value of everything that does not fit.
+    """
+    problems: list[Problem] = []
+    known = {c.name for c in schema.columns}
+    for position, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            problems.append(Problem(position, "", "a row is an object", _shown(row)))
+            continue
+        problems += [
+            Problem(position, str(name), f"no such field; known: {', '.join(sorted(known))}", "it")
+            for name in row
+            if name not in known
+        ]
+    columns: Columns = {}
+    if not problems:
+        for column in schema.columns:
+            values = [_value(column, row, i, problems) for i, row in enumerate(rows)]
+            if not problems:
+                columns[column.name] = np.array(values)
+    if problems:
+        raise RowsError(problems)
+    return columns
+
+
+def _value(column: Column, row: Mapping[str, Any], position: int, problems: list[Problem]) -> Any:
+    if column.name not in row:
+        problems.append(Problem(position, column.name, "this field is required", "none"))
+        return None
+    value = row[column.name]
+    checks = {"image": _image_problem, "number": _number_problem, "category": _text_problem}
+    rule = checks[column.kind](column, value)
+    if rule:
+        problems.append(Problem(position, column.name, rule, _shown(value)))
+        return None
+    return np.asarray(value, np.float32) if column.kind == "image" else value
+
+
+def _image_problem(column: Column, value: Any) -> str:
+    rule = f"an image is numbers in nested lists of shape {list(column.shape)}"
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return rule
+    if array.shape != column.shape or array.dtype.kind not in "biuf":
+        return rule
+    if not np.isfinite(array).all():
+        return "the numbers of an image must be finite"
+    if column.low is not None and column.high is not None:
+        if array.min() < column.low or array.max() > column.high:
+            return f"the numbers of an image lie between {column.low:g} and {column.high:g}"
+    return ""
+
+
+def _number_problem(column: Column, value: Any) -> str:
+    if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
+        return ""
+    return "must be a finite number"
+
+
+def _text_problem(column: Column, value: Any) -> str:
+    return "" if isinstance(value, str) else "must be a text"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+
+
+def row_schema(schema: Schema) -> dict[str, Any]:
+    """JSON Schema of one row, for the OpenAPI page."""
+    properties: dict[str, Any] = {}
+    for column in schema.columns:
+        if column.kind == "image":
+            item: dict[str, Any] = {"type": "number"}
+            if column.low is not None:
+                item |= {"minimum": column.low, "maximum": column.high}
+            for size in reversed(column.shape):
+                item = {"type": "array", "items": item, "minItems": size, "maxItems": size}
+            properties[column.name] = item
+        elif column.kind == "number":
+            seen = f"seen in training: {column.low:g} to {column.high:g}" if column.low is not None else ""
+            properties[column.name] = {"type": "number", "description": seen}
+        else:
+            some = ", ".join(column.categories[:20])
+            properties[column.name] = {"type": "string", "description": f"seen in training: {some}"}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -1,0 +1,130 @@
+"""The runtime of a version: ONNX Runtime on one thread, the fitted preprocessing inside.
+
+Usable without Ray and without torch: ``load_model("digits@champion").predict(rows)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from lepton_ray.data.preprocess import Preprocess
+from lepton_ray.data.schema import Schema
+from lepton_ray.serving import manifest as manifests
+from lepton_ray.serving.requests import Answer, columns_of
+
+CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
+
+
+@dataclass(frozen=True)
+class Predictions:
+    labels: npt.NDArray[np.str_]
+    """[n]"""
+    probabilities: npt.NDArray[np.float32]
+    """[n, classes]"""
+
+
+class Runtime:
+    """One model version, ready to answer. Make one with `load`.
+
+    Attributes:
+        schema: the columns it takes and the classes it answers with.
+        manifest: where it came from.
+        name, version: in the registry; "" and 0 for a folder that is not registered.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        preprocess: Preprocess,
+        schema: Schema,
+        manifest: dict[str, Any],
+        name: str,
+        version: int,
+    ) -> None:
+        self._session = session
+        self._preprocess = preprocess
+        self.schema = schema
+        self.manifest = manifest
+        self.name = name
+        self.version = version
+
+    @staticmethod
+    def load(folder: Path, *, name: str = "", version: int = 0) -> Runtime:
+        """Open a version's folder after checking every file's SHA-256.
+
+        Raises:
+            ModelError: for a newer format or changed files.
+        """
+        import json
+
+        manifest = manifests.verify(folder)
+        schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
+        session = open_session(folder / "model.onnx")
+        return Runtime(session, Preprocess.load(folder), schema, manifest, name, version)
+
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """An answer for each row.
+
+        Raises:
+            RowsError: when rows do not fit the columns.
+        """
+        return self.answers(self.predict_columns(columns_of(self.schema, rows)))
+
+    def predict_columns(self, columns: Mapping[str, Any]) -> Predictions:
+        """Labels and probabilities from column name -> values [n, ...], already checked."""
+        n = len(next(iter(columns.values())))
+        parts = [
+            self.forward({name: values[at : at + CHUNK] for name, values in columns.items()})
+            for at in range(0, n, CHUNK)
+        ]
+        classes = np.array(self.schema.classes)
+        probabilities = (
+            np.concatenate(parts) if parts else np.zeros((0, len(classes)), dtype=np.float32)
+        )
+        return Predictions(classes[probabilities.argmax(1)], probabilities)
+
+    def forward(self, columns: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+        """[n, classes] Probabilities of one batch, in one forward pass."""
+        return softmax(run_session(self._session, self._preprocess.apply(columns)))
+
+    def answers(self, predictions: Predictions) -> list[Answer]:
+        """Predictions in the form that goes over HTTP."""
+        classes = self.schema.classes
+        return [
+            Answer(label=str(label), probabilities=dict(zip(classes, row, strict=True)))
+            for label, row in zip(
+                predictions.labels, predictions.probabilities.tolist(), strict=True
+            )
+        ]
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """One thread: a replica has one CPU, and the threads are part of what the bytes depend on."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, x: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """[n, classes] Logits from inputs [n, ...]."""
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x})
+    result: npt.NDArray[np.float32] = logits
+    return result
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Row by row, so that a row's answer does not depend on the rows beside it."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: npt.NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
+    return result

@@ -1,0 +1,25 @@
+"""A schema in MLflow's words."""
+
+from __future__ import annotations
+
+from mlflow.models import ModelSignature
+from mlflow.types import Array, ColSpec, DataType, Schema as MlflowSchema  # noqa: I001
+
+from lepton_ray.data.schema import Column, Schema
+
+
+def signature(schema: Schema) -> ModelSignature:
+    """Numbers are doubles, categories strings, an image nested arrays of doubles."""
+    inputs = MlflowSchema([ColSpec(_type(c), c.name) for c in schema.columns])
+    probabilities = [ColSpec(DataType.double, f"probability_{c}") for c in schema.classes]
+    outputs = MlflowSchema([ColSpec(DataType.string, "label"), *probabilities])
+    return ModelSignature(inputs=inputs, outputs=outputs)
+
+
+def _type(column: Column) -> DataType | Array:
+    if column.kind == "image":
+        nested: DataType | Array = DataType.double
+        for _ in column.shape:
+            nested = Array(nested)
+        return nested
+    return DataType.double if column.kind == "number" else DataType.string

@@ -1,0 +1,216 @@
+"""Train over plain gloo processes that are killed at chosen moments.
+
+The processes run the very loop that Ray Train's workers run. A generation is a group of some size
+that goes on from the last checkpoint; one of its processes may kill itself with SIGKILL in the
+middle of a step. What remains of the group fails with it, as Ray Train's would, and the next
+generation takes over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from lepton_ray.config.schema import Experiment
+
+PHASES = ("fetch", "backward", "start", "gather", "finish", "apply", "optimizer", "checkpoint")
+TIMEOUT_S = 120
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["lepton_ray.training.loop", "sklearn.datasets"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    rank: int
+    step: int
+    phase: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    size: int
+    kill: Kill | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    sha256: str
+    digest: str
+    history: list[dict[str, float]]
+    restored: list[int]
+    """The step each generation started from."""
+
+
+def train(
+    experiment: Experiment, generations: list[Generation], folder: Path | None = None, fault: str = ""
+) -> Outcome:
+    """Run the generations one after the other; the last one must finish.
+
+    Args:
+        fault: a fault planted in every process, for negative controls: see `_plant_fault`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoints = str(folder or Path(temporary) / "checkpoints")
+        restored = []
+        for generation in generations:
+            results = _run(experiment, generation, checkpoints, fault)
+            restored += [r["restored"] for r in results if r and "restored" in r][:1]
+        finished = [r for r in results if r and "sha256" in r]
+        assert len(finished) == generations[-1].size, f"the last generation failed: {results}"
+        assert len({(r["sha256"], r["digest"]) for r in finished}) == 1, "replicas differ"
+        first = finished[0]
+        return Outcome(first["sha256"], first["digest"], first["history"], restored)
+
+
+def _run(
+    experiment: Experiment, generation: Generation, checkpoints: str, fault: str
+) -> list[dict[str, Any] | None]:
+    with tempfile.NamedTemporaryFile() as rendezvous:
+        store = f"{rendezvous.name}.store"
+        processes, pipes = [], []
+        for rank in range(generation.size):
+            receive, send = _context.Pipe(duplex=False)
+            process = _context.Process(
+                target=_replica,
+                args=(experiment, generation, rank, checkpoints, store, fault, send),
+            )
+            process.start()
+            send.close()
+            processes.append(process)
+            pipes.append(receive)
+        results = []
+        for process, pipe in zip(processes, pipes, strict=True):
+            process.join(TIMEOUT_S)
+            assert not process.is_alive(), "a process hangs"
+            result: dict[str, Any] | None = None
+            while pipe.poll():
+                try:
+                    result = {**(result or {}), **pipe.recv()}
+                except EOFError:
+                    break
+            results.append(result)
+        if generation.kill is not None:
+            killed = processes[generation.kill.rank]
+            assert killed.exitcode == -signal.SIGKILL, f"not killed: {generation}, {results}"
+        Path(store).unlink(missing_ok=True)
+        return results
+
+
+def _replica(
+    experiment: Experiment,
+    generation: Generation,
+    rank: int,
+    checkpoints: str,
+    store: str,
+    fault: str,
+    pipe: Connection,
+) -> None:
+    import torch.distributed as dist
+
+    from lepton_ray import data
+    from lepton_ray.training.checkpoint import CheckpointFolder
+    from lepton_ray.training.digest import state_sha256
+    from lepton_ray.training.loop import Replica
+
+    _plant_fault(fault, rank)
+    group = None
+    if generation.size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=generation.size
+        )
+        group = dist.group.WORLD
+    dataset = data.load(experiment.data)
+    replica = Replica(
+        experiment, dataset, group=group, checkpoints=CheckpointFolder(checkpoints)
+    )
+    pipe.send({"restored": replica.state.step})
+    if generation.kill is not None and generation.kill.rank == rank:
+        _plant_kill(replica, generation.kill)
+    try:
+        for _ in replica.epochs():
+            pass
+    except Exception as error:
+        pipe.send({"error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    pipe.send(
+        {
+            "sha256": state_sha256(replica.state.final_weights()),
+            "digest": replica.state.digest,
+            "history": replica.state.history,
+        }
+    )
+
+
+def _plant_kill(replica: Any, kill: Kill) -> None:
+    """Make this process kill itself in one phase of one step."""
+    from lepton_ray.training.checkpoint import CheckpointFolder
+    from lepton_ray.training.reduction import Reduction
+    from lepton_ray.training.step import TrainStep
+
+    owners = {
+        "fetch": (replica._step, "_fetch"),
+        "backward": (TrainStep, "_take_gradients"),
+        "start": (Reduction, "start"),
+        "gather": (Reduction, "gather"),
+        "finish": (Reduction, "finish"),
+        "apply": (TrainStep, "_apply"),
+        "optimizer": (replica.state.optimizer, "step"),
+        "checkpoint": (CheckpointFolder, "_write"),
+    }
+    owner, name = owners[kill.phase]
+    original = getattr(owner, name)
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        if replica.state.step >= kill.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, deadly)
+
+
+def _plant_fault(fault: str, rank: int) -> None:
+    """Faults that must change the bytes, or the equality would say nothing."""
+    import numpy as np
+    import torch
+
+    from lepton_ray.training import determinism, loop, shards, step
+
+    if fault == "threads":
+        configure = determinism.configure
+
+        def two_threads(*args: Any, **kwargs: Any) -> Any:
+            profile = configure(*args, **kwargs)
+            torch.set_num_threads(2)
+            return profile
+
+        determinism.configure = two_threads
+    elif fault == "swapped_sample":
+        original = loop.shard_indices
+
+        def swapped(**kwargs: Any) -> Any:
+            rows = np.array(original(**kwargs))
+            if kwargs["step"] == 1 and kwargs["epoch"] == 0 and kwargs["shard"] == 0:
+                rows[0] = (rows[0] + 1) % kwargs["samples"]
+            return rows
+
+        loop.shard_indices = swapped
+    elif fault == "silent_corruption" and rank == 1:
+        apply = step.TrainStep._apply
+
+        def corrupted(self: Any, *args: Any) -> None:
+            apply(self, *args)
+            if self._state.step == 3:
+                with torch.no_grad():
+                    next(iter(self._state.model.parameters())).view(-1)[0] += 1e-3
+
+        step.TrainStep._apply = corrupted
+    else:
+        assert fault in ("", "silent_corruption"), fault
+    del shards

@@ -1,0 +1,62 @@
+"""A person's own model, as ``tests.nets:transformer`` in an experiment."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Transformer(nn.Module):
+    """Rows of an image as tokens."""
+
+    def __init__(self, rows: int, columns: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(columns, width)
+        self.position = nn.Parameter(torch.randn(rows, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.1, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.flatten(1, 2)) + self.position
+        return self.head(self.encoder(tokens).mean(1))
+
+
+def transformer(input_shape: tuple[int, ...], classes: int, *, width: int = 16) -> nn.Module:
+    channels, height, columns = input_shape
+    return Transformer(channels * height, columns, classes, width)
+
+
+class Fork(nn.Module):
+    """Uses one of two layers by the first sample, so that shards leave parameters unused."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.left = nn.Linear(features, classes)
+        self.right = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return self.left(flat) if flat[0].sum() > 0 else self.right(flat)
+
+
+def fork(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    features = 1
+    for size in input_shape:
+        features *= size
+    return Fork(features, classes)
+
+
+def explode(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A model whose forward raises once it is trained."""
+
+    class Explode(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise RuntimeError("this model cannot be trained")
+            return super().forward(x.flatten(1))
+
+    size = 1
+    for n in input_shape:
+        size *= n
+    return Explode(size, classes)

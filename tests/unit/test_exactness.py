@@ -1,0 +1,146 @@
+"""The contract: replicas that come, go and are killed cannot change a byte of the model."""
+
+from __future__ import annotations
+
+import functools
+import random
+from pathlib import Path
+
+import pytest
+
+from lepton_ray.config import validate
+from lepton_ray.config.schema import Experiment
+from tests.elastic import PHASES, Generation, Kill, Outcome, train
+
+MODELS = {
+    "mlp": {"name": "mlp", "width": 24, "dropout": 0.1},
+    "cnn": {"name": "cnn", "width": 4, "dropout": 0.1},
+    "transformer": {"name": "tests.nets:transformer"},
+}
+OPTIMIZERS = {
+    "sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    "adamw": {"name": "adamw", "lr": 0.003},
+}
+PAIRS = [(m, o) for m in MODELS for o in OPTIMIZERS]
+STEPS = 14  # two epochs of 7
+
+
+def experiment(model: str, optimizer: str, /, **train_settings) -> Experiment:
+    return validate(
+        {
+            "name": "exact",
+            "data": {
+                "kind": "image",
+                "source": "sklearn:digits",
+                "split": {"test": 0.7, "validation": 0.15},
+            },
+            "model": MODELS.get(model, {"name": model}),
+            "train": {
+                "epochs": 2,
+                "batch": 64,
+                "shards": 8,
+                "optimizer": OPTIMIZERS[optimizer],
+                "schedule": {"name": "cosine", "warmup": 0.1},
+                "clip": 1.0,
+                "digest_every": 2,
+                "checkpoint": {"every_steps": 3},
+                **train_settings,
+            },
+        }
+    )
+
+
+@functools.cache
+def undisturbed(model: str, optimizer: str) -> Outcome:
+    return train(experiment(model, optimizer), [Generation(1)])
+
+
+def schedule(seed: int) -> list[Generation]:
+    """Sizes of 1 to 8 with kills at random steps and phases; the last generation finishes."""
+    rng = random.Random(seed)
+    generations = []
+    step = 0
+    for _ in range(rng.randint(1, 3)):
+        size = rng.randint(1, 8)
+        step = rng.randint(step, STEPS - 1)
+        phases = PHASES if size > 1 else ("fetch", "backward", "apply", "optimizer", "checkpoint")
+        phase = rng.choice(phases)
+        # Only replica 0 writes checkpoints, and after the last step only a forced one is written.
+        rank = 0 if phase == "checkpoint" else rng.randrange(size)
+        if phase == "backward" and size == 8:
+            phase = "start"  # one shard a replica: its gradients leave bucket by bucket
+        generations.append(Generation(size, Kill(rank, step, phase)))
+    return [*generations, Generation(rng.randint(1, 8))]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_any_size_gives_the_bytes_of_one_replica(size: int) -> None:
+    assert train(experiment("cnn", "adamw"), [Generation(size)]) == undisturbed("cnn", "adamw")
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"ema": 0.9}, {"shards": 16}])
+def test_settings_keep_the_bytes(settings: dict) -> None:
+    changed = experiment("cnn", "sgd", **settings)
+    assert train(changed, [Generation(1)]) == train(changed, [Generation(3)])
+
+
+def test_parameters_that_some_shards_do_not_use() -> None:
+    changed = experiment("tests.nets:fork", "sgd")
+    assert train(changed, [Generation(1)]) == train(changed, [Generation(4)])
+
+
+def test_early_stop_keeps_the_best_epoch_over_a_kill() -> None:
+    changed = experiment(
+        "mlp", "sgd", epochs=40, early_stop={"patience": 1}
+    )
+    whole = train(changed, [Generation(1)])
+    killed = train(changed, [Generation(2, Kill(1, 30, "apply")), Generation(3)])
+    assert 4 < len(whole.history) < 40
+    assert (killed.sha256, killed.history) == (whole.sha256, whole.history)
+
+
+@pytest.mark.parametrize(("model", "optimizer"), PAIRS)
+def test_killed_and_resized_runs_end_with_the_same_bytes(model: str, optimizer: str) -> None:
+    generations = schedule(PAIRS.index((model, optimizer)))
+    outcome = train(experiment(model, optimizer), generations)
+    expected = undisturbed(model, optimizer)
+    assert outcome.sha256 == expected.sha256, generations
+    assert (outcome.digest, outcome.history) == (expected.digest, expected.history)
+
+
+def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
+    outcome = train(
+        experiment("mlp", "sgd"), [Generation(2, Kill(1, 8, "apply")), Generation(2)], tmp_path
+    )
+    assert outcome.restored[0] == 0
+    assert 8 - 2 * 3 <= outcome.restored[1] <= 8
+
+
+@pytest.mark.parametrize("fault", ["threads", "swapped_sample"])
+def test_controls_change_the_bytes(fault: str) -> None:
+    # LayerNorm's gradients depend on the threads when there is enough to share out.
+    settings = experiment("tests.nets:transformer", "sgd", batch=256, shards=4, epochs=4)
+    settings = validate(
+        {**settings.model_dump(mode="json"), "model": {"name": "tests.nets:transformer", "width": 64}}
+    )
+    assert train(settings, [Generation(1)], fault=fault).sha256 != _plain(settings)
+
+
+@functools.cache
+def _plain(settings: Experiment) -> str:
+    return train(settings, [Generation(1)]).sha256
+
+
+def test_silent_corruption_is_caught_and_named() -> None:
+    with pytest.raises(AssertionError, match="different bytes at step 4, first in 1.weight"):
+        train(experiment("mlp", "sgd"), [Generation(2)], fault="silent_corruption")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(200))
+def test_soak(seed: int) -> None:
+    model, optimizer = PAIRS[seed % len(PAIRS)]
+    generations = schedule(1000 + seed)
+    outcome = train(experiment(model, optimizer), generations)
+    expected = undisturbed(model, optimizer)
+    assert (outcome.sha256, outcome.digest) == (expected.sha256, expected.digest), generations
