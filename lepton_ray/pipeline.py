@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+from torch import Tensor
 
 from lepton_ray import models
 from lepton_ray.config import flatten, load, render, with_settings
@@ -32,7 +33,9 @@ from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import gate, registry
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.training import baselines
+from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.digest import state_sha256
+from lepton_ray.training.loop import Replica
 from lepton_ray.training.metrics import DIRECTIONS, classification
 from lepton_ray.training.trainer import TrainResult, train
 from lepton_ray.tuning import study
@@ -105,6 +108,7 @@ class Run:
         self._address = address
         self._terminal: Terminal = terminal or Silent()
         self._started = time.monotonic()
+        self._result: TrainResult | None = None
 
     def go(self) -> dict[str, Any]:
         """Run all stages of the command; what each gave, by name."""
@@ -205,7 +209,7 @@ class Run:
             killed = isinstance(error, KeyboardInterrupt)
             self._tracker.finish(run_id, "KILLED" if killed else "FAILED")
             raise
-        self._result: TrainResult | None = result
+        self._result = result
         sha256 = state_sha256(result.weights)
         self._tracker.tags(
             run_id,
@@ -331,13 +335,16 @@ class Run:
             return self._experiment
         return with_settings(self._experiment, results["tune"]["best"]["params"])
 
-    def _weights(self, experiment: config.Experiment) -> dict[str, Any]:
+    def _weights(self, experiment: config.Experiment) -> dict[str, Tensor]:
         """What training gave; after a resume, from its last checkpoint."""
-        result = getattr(self, "_result", None)
-        if result is None:  # the training is done, so this starts from its end and trains nothing
-            result = train(experiment, self._reference, folder=self._folder.path)
-        weights: dict[str, Any] = result.weights
-        return weights
+        if self._result is not None:
+            return self._result.weights
+        replica = Replica(
+            experiment,
+            self._dataset,
+            checkpoints=CheckpointFolder(str(self._folder.path / "checkpoints")),
+        )
+        return replica.state.final_weights()
 
     def _common_tags(self) -> dict[str, str]:
         return {

@@ -196,7 +196,7 @@ def _plant_fault(fault: str, rank: int) -> None:
 
         def swapped(**kwargs: Any) -> Any:
             rows = np.array(original(**kwargs))
-            if kwargs["step"] == 1 and kwargs["epoch"] == 0 and kwargs["shard"] == 0:
+            if kwargs["step"] == 0 and kwargs["epoch"] == 0 and kwargs["shard"] == 0:
                 rows[0] = (rows[0] + 1) % kwargs["samples"]
             return rows
 

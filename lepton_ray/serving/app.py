@@ -1,6 +1,8 @@
-"""The HTTP application of one version on Ray Serve."""
+"""The HTTP application of one version on Ray Serve.
 
-from __future__ import annotations
+No ``from __future__ import annotations`` here: Serve pickles the class, and FastAPI could no longer
+find what its annotations name.
+"""
 
 import asyncio
 import json
@@ -14,6 +16,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 
 from lepton_ray.config.schema import Serve
+from lepton_ray.data.schema import Schema
 from lepton_ray.serving.requests import Columns, Response, RowsError, columns_of, row_schema
 from lepton_ray.serving.runtime import Predictions, Runtime
 
@@ -23,8 +26,9 @@ MAX_QUEUED = 1000  # requests waiting at a proxy; more are answered 503 at once
 
 def application(folder: Path, name: str, version: int, config: Serve) -> serve.Application:
     """A Serve application that answers with the version in ``folder``."""
-    api = FastAPI(title=f"{name}", version=str(version), description="Served by lepton_ray.")
-    deployment = serve.deployment(serve.ingress(api)(_define(api, config)))
+    schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
+    api = FastAPI(title=name, version=str(version), description="Served by lepton_ray.")
+    deployment = serve.deployment(serve.ingress(api)(_define(api, schema, config)))
     replicas = config.replicas
     scale: dict[str, Any] = (
         {"num_replicas": replicas.min}
@@ -49,7 +53,7 @@ def application(folder: Path, name: str, version: int, config: Serve) -> serve.A
     ).bind(str(folder), name, version)
 
 
-def _define(api: FastAPI, config: Serve) -> type:
+def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
     """The deployment's class; its batching is fixed by the experiment."""
 
     class Endpoint:
@@ -57,7 +61,6 @@ def _define(api: FastAPI, config: Serve) -> type:
             self._runtime = Runtime.load(Path(folder), name=name, version=version)
             # One thread: the forward pass stays off the event loop, which answers health checks.
             self._thread = ThreadPoolExecutor(max_workers=1)
-            _describe_body(api, self._runtime)
 
         @serve.batch(  # type: ignore[untyped-decorator]
             max_batch_size=config.batch.max,
@@ -81,7 +84,9 @@ def _define(api: FastAPI, config: Serve) -> type:
                 )
             ]
 
-        @api.post("/predict", response_model=Response)
+        @api.post(
+            "/predict", response_model=Response, openapi_extra={"requestBody": _body(schema)}
+        )
         async def predict(self, request: Request) -> Any:
             """Class probabilities for each row."""
             try:
@@ -146,17 +151,12 @@ def _rows_of(requests: list[Any]) -> int:
     return sum(_length(columns) for columns in requests)
 
 
-def _describe_body(api: FastAPI, runtime: Runtime) -> None:
-    """Show the request's type on the OpenAPI page; it is checked in one pass of NumPy instead."""
+def _body(schema: Schema) -> dict[str, Any]:
+    """The request's type for the OpenAPI page; the endpoint checks it in one pass of NumPy."""
     body = {
         "type": "object",
-        "properties": {"rows": {"type": "array", "minItems": 1, "items": row_schema(runtime.schema)}},
+        "properties": {"rows": {"type": "array", "minItems": 1, "items": row_schema(schema)}},
         "required": ["rows"],
         "additionalProperties": False,
     }
-    document = api.openapi()
-    document["paths"]["/predict"]["post"]["requestBody"] = {
-        "required": True,
-        "content": {"application/json": {"schema": body}},
-    }
-    api.openapi_schema = document
+    return {"required": True, "content": {"application/json": {"schema": body}}}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mlflow.models import ModelSignature
-from mlflow.types import Array, ColSpec, DataType, Schema as MlflowSchema  # noqa: I001
+from mlflow.types import ColSpec, DataType
+from mlflow.types import Schema as MlflowSchema
+from mlflow.types.schema import Array
 
 from lepton_ray.data.schema import Column, Schema
 

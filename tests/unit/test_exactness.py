@@ -113,7 +113,7 @@ def test_a_kill_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path: Path
         experiment("mlp", "sgd"), [Generation(2, Kill(1, 8, "apply")), Generation(2)], tmp_path
     )
     assert outcome.restored[0] == 0
-    assert 8 - 2 * 3 <= outcome.restored[1] <= 8
+    assert 8 - 2 * 3 <= outcome.restored[1] <= 9  # rank 0 may have applied step 8 before the kill
 
 
 @pytest.mark.parametrize("fault", ["threads", "swapped_sample"])
