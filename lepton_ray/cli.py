@@ -17,6 +17,7 @@ from typing import Any
 from lepton_ray import __version__
 from lepton_ray.errors import InputError, LeptonRayError
 
+PLAIN_PROGRESS_S = 10  # between two progress lines where they cannot be replaced
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
     terminal = _Terminal(quiet=options.json)
+    log_file = None
     try:
         log_file = _log_to_file(options)
         result = options.call(options, terminal)
@@ -115,7 +117,7 @@ def _plan(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
 def _run(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
     from lepton_ray.config import load
 
-    experiment = load(options.file, options.settings)  # a typo is told before Ray is imported
+    experiment = load(options.file, options.settings)
     from lepton_ray.pipeline import Run
 
     result = Run(
@@ -198,6 +200,7 @@ class _Terminal:
         self._quiet = quiet
         self._live = sys.stdout.isatty() and not quiet
         self._transient = False
+        self._told_at = time.monotonic()
 
     def say(self, text: str) -> None:
         logging.getLogger(__name__).info("%s", text)
@@ -206,7 +209,11 @@ class _Terminal:
             print(text, flush=True)
 
     def progress(self, text: str) -> None:
-        if self._live:
+        if not self._live:
+            if not self._quiet and time.monotonic() - self._told_at >= PLAIN_PROGRESS_S:
+                self._told_at = time.monotonic()
+                print(text, flush=True)
+        else:
             width = os.get_terminal_size().columns
             print(f"\r\x1b[K{text[: width - 1]}", end="", flush=True)
             self._transient = True
@@ -237,6 +244,13 @@ def _log_to_file(options: argparse.Namespace) -> Path | None:
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
     logging.captureWarnings(True)
+    # MLflow and Ray would put handlers of their own on the screen.
+    os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"
+    import ray.serve  # noqa: F401 - its import cuts its loggers off from the root
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     return path
 
 

@@ -118,7 +118,7 @@ class Run:
             if self._command == "tune":
                 raise ExperimentError(experiment.name, ["tune: required to search, but missing"])
             stages = tuple(s for s in stages if s != "tune")
-        if "serve" in stages:
+        if "serve" in stages and session.is_embedded(self._address):
             endpoint.check_port(experiment.serve.host, experiment.serve.port)
         if self._resume:
             self._folder = RunFolder.find_unfinished(experiment, self._command)
@@ -430,7 +430,8 @@ def serve_model(
     settings = load(version.folder() / "experiment.yaml").serve
     if port is not None:
         settings = settings.model_copy(update={"port": port})
-    endpoint.check_port(settings.host, settings.port)
+    if session.is_embedded(address):
+        endpoint.check_port(settings.host, settings.port)
     with session.session(address), endpoint.serving(reference, settings) as live:
         terminal.say(f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs")
         live.keep(terminal.say)

@@ -47,6 +47,11 @@ def session(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def is_embedded(address: str | None = None) -> bool:
+    """Whether `session` would start a cluster of its own."""
+    return not (ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"))
+
+
 def resources() -> dict[str, float]:
     """What the cluster has in all."""
     return {str(name): float(amount) for name, amount in ray.cluster_resources().items()}

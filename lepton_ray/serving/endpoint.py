@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import shlex
 import socket
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import EndpointError, ServingError
@@ -59,10 +59,9 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
         ServingError: when the port is taken.
         EndpointError: when the application does not become healthy.
     """
-    check_port(config.host, config.port)
+    if not serve.status().proxies:  # else the port is taken by the Serve that will answer
+        check_port(config.host, config.port)
     version = registry.resolve(reference)
-    for name in ("ray.serve", "ray"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     serve.start(http_options={"host": config.host, "port": config.port})
     try:
         try:
@@ -70,12 +69,13 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
                 application(version.folder(), version.name, version.version, config),
                 name=version.name,
                 route_prefix="/",
+                logging_config=LoggingConfig(enable_access_log=False),
             )
         except RuntimeError as error:
             raise EndpointError(f"{reference} did not start: {error}") from error
         yield Live(f"http://{config.host}:{config.port}")
     finally:
-        serve.shutdown()
+        serve.delete(version.name)
 
 
 def query(url: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
