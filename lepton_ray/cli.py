@@ -85,12 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in verbs.items():
         command = add_on_file(name, _run, text)
         command.add_argument("--resume", action="store_true", help="go on with the last run")
-        command.add_argument("--address", help="Ray cluster; default RAY_ADDRESS or an embedded one")
+        command.add_argument(
+            "--address", help="Ray cluster; default RAY_ADDRESS or an embedded one"
+        )
         if name == "run":
             command.add_argument("--keep", action="store_true", help="leave the endpoint up")
     plan.add_argument("--address", help="Ray cluster; default RAY_ADDRESS or an embedded one")
-    render = add_on_file("render", _render, "print the experiment with every default")
-    render.add_argument("--schema", action="store_true", help="print the JSON Schema instead")
+    add_on_file("render", _render, "print the experiment with every default written out")
+    add("schema", _schema, "print the JSON Schema of an experiment, for editors")
 
     models = add("models", _models, "list registered models, or show a version")
     models.add_argument("action", choices=["list", "show"])
@@ -135,13 +137,17 @@ def _run(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
 def _render(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
     from lepton_ray import config
 
-    if options.schema:
-        schema = config.Experiment.model_json_schema()
-        terminal.say(json.dumps(schema, indent=1))
-        return schema
     experiment = config.load(options.file, options.settings)
     terminal.say(config.render(experiment).rstrip())
     return experiment.model_dump(mode="json")
+
+
+def _schema(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.config import Experiment
+
+    schema = Experiment.model_json_schema()
+    terminal.say(json.dumps(schema, indent=1))
+    return schema
 
 
 def _models(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
@@ -180,17 +186,13 @@ def _version_json(version: Any) -> dict[str, Any]:
 def _serve(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
     from lepton_ray.pipeline import serve_model
 
-    return serve_model(
-        options.model, port=options.port, address=options.address, terminal=terminal
-    )
+    return serve_model(options.model, port=options.port, address=options.address, terminal=terminal)
 
 
 def _predict(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
     from lepton_ray.pipeline import predict_file
 
-    return predict_file(
-        options.model, options.data, output=options.output, terminal=terminal
-    )
+    return predict_file(options.model, options.data, output=options.output, terminal=terminal)
 
 
 class _Terminal:

@@ -298,9 +298,7 @@ class Run:
         if "champion" in rules.beats and champion is not None and champion.version != version:
             rival = score(Runtime.load(champion.folder()), self._dataset)
             rivals["champion"] = rival[rules.metric]
-        checks = gate.decide(
-            rules, test["model"][rules.metric], rivals, DIRECTIONS[rules.metric]
-        )
+        checks = gate.decide(rules, test["model"][rules.metric], rivals, DIRECTIONS[rules.metric])
         promoted = all(check.passed for check in checks)
         if promoted:
             registry.promote(registry.resolve(f"{name}/{version}"))
@@ -384,9 +382,7 @@ def check_endpoint(url: str, runtime: Runtime, rows: list[dict[str, Any]]) -> in
     return len(rows)
 
 
-def _missed(
-    experiment: config.Experiment, registered: dict[str, Any], done: dict[str, Any]
-) -> str:
+def _missed(experiment: config.Experiment, registered: dict[str, Any], done: dict[str, Any]) -> str:
     metric = experiment.gate.metric
     value = registered["test"]["model"][metric]
     failed = [c for c in done["checks"] if not c["passed"]]
@@ -433,7 +429,9 @@ def serve_model(
     if session.is_embedded(address):
         endpoint.check_port(settings.host, settings.port)
     with session.session(address), endpoint.serving(reference, settings) as live:
-        terminal.say(f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs")
+        terminal.say(
+            f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs"
+        )
         live.keep(terminal.say)
     return {"url": live.url, "name": version.name, "version": version.version}
 

@@ -49,7 +49,10 @@ class Outcome:
 
 
 def train(
-    experiment: Experiment, generations: list[Generation], folder: Path | None = None, fault: str = ""
+    experiment: Experiment,
+    generations: list[Generation],
+    folder: Path | None = None,
+    fault: str = "",
 ) -> Outcome:
     """Run the generations one after the other; the last one must finish.
 
@@ -127,9 +130,7 @@ def _replica(
         )
         group = dist.group.WORLD
     dataset = data.load(experiment.data)
-    replica = Replica(
-        experiment, dataset, group=group, checkpoints=CheckpointFolder(checkpoints)
-    )
+    replica = Replica(experiment, dataset, group=group, checkpoints=CheckpointFolder(checkpoints))
     pipe.send({"restored": replica.state.step})
     if generation.kill is not None and generation.kill.rank == rank:
         _plant_kill(replica, generation.kill)

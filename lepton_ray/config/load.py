@@ -70,7 +70,9 @@ def loads(text: str, source: str = "experiment", settings: typing.Sequence[str] 
     return validate(raw, source, lines)
 
 
-def validate(raw: dict[str, Any], source: str = "experiment", lines: Lines | None = None) -> Experiment:
+def validate(
+    raw: dict[str, Any], source: str = "experiment", lines: Lines | None = None
+) -> Experiment:
     """An experiment from plain values.
 
     Raises:
@@ -127,9 +129,7 @@ def set_dotted(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 def render(experiment: Experiment) -> str:
     """The experiment as YAML with every default written out; `loads` reads it back equal."""
-    return yaml.safe_dump(
-        experiment.model_dump(mode="json"), sort_keys=False, width=100
-    )
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 def settings_of(cls: type[BaseModel], prefix: str = "") -> list[str]:
@@ -195,7 +195,9 @@ def _describe(error: Any, raw: dict[str, Any], lines: Lines) -> str:
     """One line for one problem: where, the rule, the value, the way out."""
     path, valid = _locate(error["loc"], raw, is_unknown=error["type"] == "extra_forbidden")
     dotted = ".".join(path)
-    line = next((lines[d] for n in range(len(path), 0, -1) if (d := ".".join(path[:n])) in lines), 0)
+    line = next(
+        (lines[d] for n in range(len(path), 0, -1) if (d := ".".join(path[:n])) in lines), 0
+    )
     where = (f"line {line}: " if line else "") + (f"{dotted}: " if dotted else "")
     message: str = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 SCHEMA_VERSION = 1
 
@@ -281,7 +288,7 @@ class Serve(Section):
 
 
 class Experiment(Section):
-    version: Literal[1] = SCHEMA_VERSION
+    version: Literal[1] = 1
     """Version of this format; older files are upgraded when read."""
     name: str
     """Names the MLflow experiment, the registered model and the folder of results."""

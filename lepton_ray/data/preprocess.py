@@ -145,7 +145,9 @@ def fit_table(
         if len(present) == 0:
             raise DataError(f"column {column.name!r} has no numbers: data.drop: [{column.name}]")
         if len(present) < len(numbers) and missing == "refuse":
-            raise DataError(_missing_message(column.name, len(numbers) - len(present), len(numbers)))
+            raise DataError(
+                _missing_message(column.name, len(numbers) - len(present), len(numbers))
+            )
         low, high = float(present.min()), float(present.max())
         fitted.append(Column(name=column.name, kind="number", low=low, high=high))
         median.append(np.median(present))

@@ -22,7 +22,9 @@ def divide(
     """
     if split.test == "given":
         if given_test is None:
-            raise DataError("data.split.test is 'given', but the source has no test part: set a share")
+            raise DataError(
+                "data.split.test is 'given', but the source has no test part: set a share"
+            )
         test = np.flatnonzero(given_test)
         rest = np.flatnonzero(~given_test)
     else:
@@ -46,8 +48,9 @@ def divide(
         unseen = sorted(set(labels[parts[name]]) - known)
         if unseen:
             raise DataError(
-                f"label {str(unseen[0])!r} occurs in the {name} split but never in the training split "
-                f"({len(unseen)} such labels): a model cannot learn it; add samples of it, or drop them"
+                f"label {str(unseen[0])!r} occurs in the {name} split but never in the training "
+                f"split ({len(unseen)} such labels): a model cannot learn it; add samples of it, "
+                "or drop them"
             )
     return parts
 

@@ -90,8 +90,10 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     if experiment.gate.metric not in DIRECTIONS:
         raise ExperimentError(
             experiment.name,
-            [f"gate.metric: {experiment.gate.metric!r} is not measured, "
-             f"{nearest(experiment.gate.metric, DIRECTIONS)}"],
+            [
+                f"gate.metric: {experiment.gate.metric!r} is not measured, "
+                f"{nearest(experiment.gate.metric, DIRECTIONS)}"
+            ],
         )
     if experiment.tune is not None:
         space.check(experiment)
@@ -101,15 +103,19 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     if experiment.tune is not None and experiment.tune.metric not in metrics:
         raise ExperimentError(
             experiment.name,
-            [f"tune.metric: {experiment.tune.metric!r} is never reported, "
-             f"{nearest(experiment.tune.metric, metrics)}"],
+            [
+                f"tune.metric: {experiment.tune.metric!r} is never reported, "
+                f"{nearest(experiment.tune.metric, metrics)}"
+            ],
         )
     stop = experiment.train.early_stop
     if stop is not None and stop.metric not in metrics:
         raise ExperimentError(
             experiment.name,
-            [f"train.early_stop.metric: {stop.metric!r} is never reported, "
-             f"{nearest(stop.metric, metrics)}"],
+            [
+                f"train.early_stop.metric: {stop.metric!r} is never reported, "
+                f"{nearest(stop.metric, metrics)}"
+            ],
         )
     workers, train = experiment.workers, experiment.train
     running = min(workers.max, max(1, int(available.get("CPU", 1) // workers.cpus)))
@@ -139,8 +145,7 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
         gpus=available.get("GPU", 0.0),
         workers=(workers.min, workers.max),
         trials=trials,
-        tune_s=TUNE_START_S
-        + trials * replica.total_steps * step_s * SHARE_OF_EPOCHS / at_once,
+        tune_s=TUNE_START_S + trials * replica.total_steps * step_s * SHARE_OF_EPOCHS / at_once,
         train_s=TRAIN_START_S + replica.total_steps * step_s * shard_rounds,
         profile=replica.profile.to_json(),
     )

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ray
 
@@ -30,7 +31,7 @@ def session(address: str | None = None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    options = {"configure_logging": False, "log_to_driver": False}
+    options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     try:
         if address:
             ray.init(address=address, **options)

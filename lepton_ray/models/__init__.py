@@ -1,6 +1,7 @@
 """Models by name. A model is any function ``(input_shape, classes, **params) -> nn.Module``.
 
-A built-in one is a file here and a line in `BUILT_IN`; a person's own is ``package.module:function``.
+A built-in one is a file here and a line in `BUILT_IN`; a person's own is
+``package.module:function``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def find(name: str) -> Builder:
     target = BUILT_IN.get(name, name)
     module, colon, function = target.partition(":")
     if not colon:
-        problem = f"model.name: no model {name!r}, {nearest(name, BUILT_IN)}; or package.module:function"
+        problem = (
+            f"model.name: no model {name!r}, {nearest(name, BUILT_IN)}; or package.module:function"
+        )
         raise ExperimentError("experiment", [problem])
     try:
         builder: Builder = getattr(importlib.import_module(module), function)

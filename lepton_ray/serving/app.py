@@ -28,7 +28,7 @@ def application(folder: Path, name: str, version: int, config: Serve) -> serve.A
     """A Serve application that answers with the version in ``folder``."""
     schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
     api = FastAPI(title=name, version=str(version), description="Served by lepton_ray.")
-    deployment = serve.deployment(serve.ingress(api)(_define(api, schema, config)))
+    deployment: Any = serve.deployment(serve.ingress(api)(_define(api, schema, config)))
     replicas = config.replicas
     scale: dict[str, Any] = (
         {"num_replicas": replicas.min}
@@ -42,7 +42,7 @@ def application(folder: Path, name: str, version: int, config: Serve) -> serve.A
             }
         }
     )
-    return deployment.options(
+    bound: serve.Application = deployment.options(
         name=name,
         # A batch fills only when this many requests may be in a replica; two, so that one waits
         # while the other runs.
@@ -51,6 +51,7 @@ def application(folder: Path, name: str, version: int, config: Serve) -> serve.A
         ray_actor_options={"num_cpus": 1},
         **scale,
     ).bind(str(folder), name, version)
+    return bound
 
 
 def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
@@ -62,7 +63,7 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
             # One thread: the forward pass stays off the event loop, which answers health checks.
             self._thread = ThreadPoolExecutor(max_workers=1)
 
-        @serve.batch(  # type: ignore[untyped-decorator]
+        @serve.batch(
             max_batch_size=config.batch.max,
             batch_wait_timeout_s=config.batch.wait_ms / 1000,
             batch_size_fn=_rows_of,
@@ -73,9 +74,7 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
                 for name in requests[0]
             }
             loop = asyncio.get_running_loop()
-            whole = await loop.run_in_executor(
-                self._thread, self._runtime.predict_columns, merged
-            )
+            whole = await loop.run_in_executor(self._thread, self._runtime.predict_columns, merged)
             ends = np.cumsum([_length(columns) for columns in requests])[:-1]
             return [
                 Predictions(labels, probabilities)
@@ -84,9 +83,7 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
                 )
             ]
 
-        @api.post(
-            "/predict", response_model=Response, openapi_extra={"requestBody": _body(schema)}
-        )
+        @api.post("/predict", response_model=Response, openapi_extra={"requestBody": _body(schema)})
         async def predict(self, request: Request) -> Any:
             """Class probabilities for each row."""
             try:
@@ -94,7 +91,7 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
                 columns = columns_of(self._runtime.schema, rows)
             except RowsError as error:
                 return JSONResponse({"detail": [vars(p) for p in error.problems]}, 422)
-            except _Refused as error:
+            except _RefusedError as error:
                 return JSONResponse({"detail": str(error)}, error.status)
             predictions = await self._batched(columns)
             return Response(
@@ -111,7 +108,7 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
     return Endpoint
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, text: str) -> None:
         self.status = status
         super().__init__(text)
@@ -121,24 +118,24 @@ async def _read_rows(request: Request) -> list[dict[str, Any]]:
     """The rows of a body ``{"rows": [...]}``.
 
     Raises:
-        _Refused: with the HTTP status, when the body is too large or of another form.
+        _RefusedError: with the HTTP status, when the body is too large or of another form.
     """
     limit = f"a body has at most {MAX_BODY_BYTES} bytes"
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise _Refused(413, f"{limit}, but this has {declared}: send fewer rows")
+        raise _RefusedError(413, f"{limit}, but this has {declared}: send fewer rows")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise _Refused(413, f"{limit}: send fewer rows")
+            raise _RefusedError(413, f"{limit}: send fewer rows")
     try:
         value = json.loads(body)
     except ValueError as error:
-        raise _Refused(422, f"the body must be JSON: {error}") from None
+        raise _RefusedError(422, f"the body must be JSON: {error}") from None
     rows = value.get("rows") if isinstance(value, dict) else None
     if not isinstance(rows, list) or not rows or set(value) != {"rows"}:
-        raise _Refused(422, 'the body must be {"rows": [{...}, ...]} with at least one row')
+        raise _RefusedError(422, 'the body must be {"rows": [{...}, ...]} with at least one row')
     return rows
 
 

@@ -82,9 +82,7 @@ def build(
 def rows(schema: Schema, columns: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
     """The first ``n`` samples as a person would send them: plain values, one mapping a row."""
     taken = {c.name: columns[c.name][:n].tolist() for c in schema.columns}
-    return [
-        dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)
-    ]
+    return [dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)]
 
 
 def _export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:

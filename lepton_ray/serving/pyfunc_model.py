@@ -12,7 +12,7 @@ import pandas as pd
 from lepton_ray.serving.runtime import Runtime
 
 
-class VersionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class VersionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
     """Takes a data frame with the schema's columns; answers labels and probabilities."""
 
     def load_context(self, context: Any) -> None:

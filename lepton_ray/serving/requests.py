@@ -65,24 +65,19 @@ def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
     """
     problems: list[Problem] = []
     known = {c.name for c in schema.columns}
+    values: dict[str, list[Any]] = {c.name: [] for c in schema.columns}
     for position, row in enumerate(rows):
         if not isinstance(row, Mapping):
             problems.append(Problem(position, "", "a row is an object", _shown(row)))
             continue
-        problems += [
-            Problem(position, str(name), f"no such field; known: {', '.join(sorted(known))}", "it")
-            for name in row
-            if name not in known
-        ]
-    columns: Columns = {}
-    if not problems:
+        for name in row.keys() - known:
+            rule = f"no such field; known: {', '.join(sorted(known))}"
+            problems.append(Problem(position, str(name), rule, _shown(row[name])))
         for column in schema.columns:
-            values = [_value(column, row, i, problems) for i, row in enumerate(rows)]
-            if not problems:
-                columns[column.name] = np.array(values)
+            values[column.name].append(_value(column, row, position, problems))
     if problems:
         raise RowsError(problems)
-    return columns
+    return {name: np.array(column) for name, column in values.items()}
 
 
 def _value(column: Column, row: Mapping[str, Any], position: int, problems: list[Problem]) -> Any:
@@ -108,9 +103,9 @@ def _image_problem(column: Column, value: Any) -> str:
         return rule
     if not np.isfinite(array).all():
         return "the numbers of an image must be finite"
-    if column.low is not None and column.high is not None:
-        if array.min() < column.low or array.max() > column.high:
-            return f"the numbers of an image lie between {column.low:g} and {column.high:g}"
+    low, high = column.low, column.high
+    if low is not None and high is not None and (array.min() < low or array.max() > high):
+        return f"the numbers of an image lie between {low:g} and {high:g}"
     return ""
 
 
@@ -141,7 +136,11 @@ def row_schema(schema: Schema) -> dict[str, Any]:
                 item = {"type": "array", "items": item, "minItems": size, "maxItems": size}
             properties[column.name] = item
         elif column.kind == "number":
-            seen = f"seen in training: {column.low:g} to {column.high:g}" if column.low is not None else ""
+            seen = (
+                f"seen in training: {column.low:g} to {column.high:g}"
+                if column.low is not None
+                else ""
+            )
             properties[column.name] = {"type": "number", "description": seen}
         else:
             some = ", ".join(column.categories[:20])

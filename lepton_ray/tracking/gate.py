@@ -36,11 +36,15 @@ def decide(
     for name in gate.beats:
         rival = rivals.get(name)
         if rival is None:
-            checks.append(Check(rule=f"better than {name} (there is none)", passed=True, missed_by=0))
+            checks.append(
+                Check(rule=f"better than {name} (there is none)", passed=True, missed_by=0)
+            )
             continue
         margin = value - rival if direction == "max" else rival - value
         # A version as good as the champion replaces it: equal data and code give equal bytes.
-        rule = f"{'at least as good as' if name == 'champion' else 'better than'} {name} {rival:.4f}"
+        rule = (
+            f"{'at least as good as' if name == 'champion' else 'better than'} {name} {rival:.4f}"
+        )
         checks.append(_check(rule, margin, name == "champion"))
     return checks
 

@@ -164,9 +164,7 @@ class Checkpointer:
     A failed save (a full disk) is reported and stops nothing.
     """
 
-    def __init__(
-        self, folder: CheckpointFolder, report: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, folder: CheckpointFolder, report: Callable[[dict[str, Any]], None]) -> None:
         self._folder = folder
         self._report = report
         self._thread: threading.Thread | None = None

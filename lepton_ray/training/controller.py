@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
@@ -56,7 +57,7 @@ class Trainer(TorchTrainer):
         return events
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
-        node = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        node = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         options: dict[str, Any] = {
             "name": self._controller_name,
             "num_cpus": 0,

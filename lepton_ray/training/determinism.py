@@ -49,7 +49,7 @@ def configure(train: Train, device: torch.device) -> NumericsProfile:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         # Uninitialised memory is never read by this code; filling it costs a pass over it.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     cuda = device.type == "cuda"
     return NumericsProfile(
         torch=torch.__version__,
@@ -84,4 +84,4 @@ def seed_everything(key: int, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.manual_seed(key)
     random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - a person's model may use the global one
+    np.random.seed(key & 0xFFFFFFFF)

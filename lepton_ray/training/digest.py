@@ -12,7 +12,7 @@ from torch import Tensor
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, little-endian and row by row, without a copy where it is possible."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def state_sha256(tensors: Mapping[str, Tensor]) -> str:

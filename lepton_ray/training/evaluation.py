@@ -27,13 +27,20 @@ def evaluate(
     """``loss`` (mean cross-entropy) and ``accuracy`` over a split. Collective over ``group``."""
     chunks = -(-len(samples) // CHUNK)
     replica, replicas = (group.rank(), group.size()) if group else (0, 1)
-    mine = block(replica, replicas, chunks) if replicas <= chunks else range(replica, min(replica + 1, chunks))
+    mine = (
+        block(replica, replicas, chunks)
+        if replicas <= chunks
+        else range(replica, min(replica + 1, chunks))
+    )
     sums = torch.zeros(chunks, 2, dtype=torch.float64, device=device)
     was_training = model.training
     model.eval()
     for chunk in mine:
         rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-        x, y = torch.from_numpy(samples.x[rows]).to(device), torch.from_numpy(samples.y[rows]).to(device)
+        x, y = (
+            torch.from_numpy(samples.x[rows]).to(device),
+            torch.from_numpy(samples.y[rows]).to(device),
+        )
         sums[chunk] = _chunk_sums(model(x), y)
     model.train(was_training)
     if group is not None and replicas > 1:

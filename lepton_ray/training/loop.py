@@ -114,8 +114,8 @@ class Replica:
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """Train, one epoch at a time; yields what the epoch measured (on every replica)."""
-        for metrics in self.state.history[-1:] if self.finished else ():
-            yield metrics
+        if self.finished:
+            yield self.state.history[-1]
         while not self.finished:
             yield self._epoch()
         if self._checkpointer:
@@ -156,8 +156,8 @@ class Replica:
         metrics = self.measure()
         if not math.isfinite(metrics["train_loss"]):
             raise TrainingError(
-                f"the loss is {metrics['train_loss']} at step {self.state.step}: training diverged; lower "
-                "train.optimizer.lr or set train.clip"
+                f"the loss is {metrics['train_loss']} at step {self.state.step}: training "
+                "diverged; lower train.optimizer.lr or set train.clip"
             )
         self.state.history.append(metrics)
         self._keep_best(metrics)

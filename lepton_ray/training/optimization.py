@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -58,11 +58,8 @@ def build_optimizer(
     if problems:
         raise ExperimentError("experiment", problems)
     try:
-        return known_optimizers()[section.name.lower()](
-            parameters,  # type: ignore[arg-type]
-            lr=section.lr,
-            **section.params,
-        )
+        build: Callable[..., torch.optim.Optimizer] = known_optimizers()[section.name.lower()]
+        return build(parameters, lr=section.lr, **section.params)
     except (TypeError, ValueError) as error:
         raise ExperimentError("experiment", [f"train.optimizer: {error}"]) from error
 

@@ -79,9 +79,7 @@ class Reduction:
         ):
             parts.update(zip(nodes, chunk.view(len(nodes), self._piece), strict=True))
         piece = combine(parts, self._shards, torch.add) * (1.0 / self._shards)
-        self._work = dist.all_gather_single(
-            self._result, piece, group=self._group, async_op=True
-        )
+        self._work = dist.all_gather_single(self._result, piece, group=self._group, async_op=True)
 
     def finish(self) -> list[Tensor]:
         """The reduced tensors, flat; views that stay valid until the next `start`."""

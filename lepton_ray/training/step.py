@@ -117,7 +117,7 @@ class TrainStep:
             self._device.type, torch.bfloat16, enabled=self._train.precision == "bf16"
         ):
             loss = self._loss(self._forward(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     def _take_gradients(self) -> list[Tensor]:
@@ -246,5 +246,5 @@ class TrainStep:
 def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     for mean, now in zip(averaged.parameters(), model.parameters(), strict=True):
         mean.lerp_(now, 1.0 - decay)
-    for mean, now in zip(averaged.buffers(), model.buffers(), strict=True):
-        mean.copy_(now)
+    for copied, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
+        copied.copy_(buffer)

@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig
 from torch import Tensor
 
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import TrainingError
 from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.controller import Trainer
@@ -46,7 +47,7 @@ class TrainResult:
 
 def train(
     experiment: Experiment,
-    dataset: ray.ObjectRef,
+    dataset: ray.ObjectRef[Dataset],
     *,
     folder: Path,
     on_event: OnEvent = lambda event: None,
@@ -64,6 +65,8 @@ def train(
     workers = experiment.workers
     controller_name = f"lepton_ray-{uuid.uuid4().hex}"
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    # Ray Train's elastic mode costs a look at the autoscaler; a fixed size does without.
+    size: Any = workers.max if workers.min == workers.max else (workers.min, workers.max)
     trainer = Trainer(
         _work,
         controller_name=controller_name,
@@ -74,7 +77,7 @@ def train(
             "controller": controller_name,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
+            num_workers=size,
             use_gpu=workers.gpus > 0,
             resources_per_worker=resources,
         ),

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
@@ -24,7 +25,7 @@ OPTUNA_STATE = {
 }
 
 
-class OptunaSearcher(Searcher):  # type: ignore[misc]
+class OptunaSearcher(Searcher):
     """Asks Optuna for settings and tells it the outcomes; writes both to the journal.
 
     Args:
@@ -44,7 +45,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._values: dict[str, list[float]] = {}
         self._running: dict[str, optuna.trial.Trial] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        direction = "minimize" if tune.mode == "min" else "maximize"
+        direction = StudyDirection.MINIMIZE if tune.mode == "min" else StudyDirection.MAXIMIZE
         self._study = optuna.create_study(sampler=_sampler(tune), direction=direction)
         for record in journal.finished:
             self._add(record)
@@ -83,9 +84,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             params=dict(trial.params),
             state="failed" if broken else "finished" if finished else "pruned",
             values=values,
-            metrics={
-                k: float(v) for k, v in result.items() if k.startswith(("val_", "train_"))
-            },
+            metrics={k: float(v) for k, v in result.items() if k.startswith(("val_", "train_"))},
             seconds=float(result.get("time_total_s", 0.0)),
             error=str(result.get("error", "the trial's process died" if error else "")),
         )
@@ -120,5 +119,8 @@ def _sampler(tune: Tune) -> optuna.samplers.BaseSampler:
     if tune.searcher == "random":
         return optuna.samplers.RandomSampler(seed=tune.seed)
     return optuna.samplers.TPESampler(
-        multivariate=True, constant_liar=True, seed=tune.seed, n_startup_trials=min(10, max(3, tune.trials // 3))
+        multivariate=True,
+        constant_liar=True,
+        seed=tune.seed,
+        n_startup_trials=min(10, max(3, tune.trials // 3)),
     )

@@ -12,6 +12,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import StudyError
 from lepton_ray.tuning.journal import Journal, TrialRecord
 from lepton_ray.tuning.searcher import OptunaSearcher
@@ -24,7 +25,7 @@ REDUCTION = 3  # a rung keeps the best third
 
 def run(
     experiment: Experiment,
-    dataset: ray.ObjectRef,
+    dataset: ray.ObjectRef[Dataset],
     *,
     folder: Path,
     on_event: OnEvent = lambda event: None,
@@ -60,7 +61,7 @@ def run(
 
 def _tune(
     experiment: Experiment,
-    dataset: ray.ObjectRef,
+    dataset: ray.ObjectRef[Dataset],
     searcher: OptunaSearcher,
     journal: Journal,
     trials: int,
@@ -122,7 +123,7 @@ def room(cpus: float, gpus: float) -> int:
     return max(1, min(by_cpu, by_gpu))
 
 
-class _Events(tune.Callback):  # type: ignore[misc]
+class _Events(tune.Callback):
     """Turns Tune's callbacks into events; the searcher has written the journal before."""
 
     def __init__(self, journal: Journal, on_event: OnEvent) -> None:
@@ -135,9 +136,7 @@ class _Events(tune.Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        metrics = {
-            k: v for k, v in result.items() if k.startswith(("val_", "train_"))
-        }
+        metrics = {k: v for k, v in result.items() if k.startswith(("val_", "train_"))}
         self._on_event(
             {
                 "kind": "trial_result",

@@ -14,7 +14,7 @@ from lepton_ray.config import validate, with_settings
 from lepton_ray.training.loop import Replica
 
 
-class Trial(tune.Trainable):  # type: ignore[misc]
+class Trial(tune.Trainable):
     """Trains with the settings Tune gives. Ray keeps the actor for the next trial, so that one
     process start and one look at the data serve many trials."""
 

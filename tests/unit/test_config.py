@@ -54,7 +54,10 @@ def test_all_problems_are_told_at_once() -> None:
         ("[1, 2]", "must be a mapping"),
         ("name: a\nname: b", "'name' is given twice"),
         ("name: [", "line 1: not valid YAML"),
-        ("name: a\ndata: {kind: text, source: a}\nmodel: {name: cnn}", "supported: 'image', 'table'"),
+        (
+            "name: a\ndata: {kind: text, source: a}\nmodel: {name: cnn}",
+            "supported: 'image', 'table'",
+        ),
         ("name: a\ndata: {source: a}\nmodel: {name: cnn}", "the key 'kind' is required"),
         ("data: {kind: image, source: a}\nmodel: {name: cnn}", "name: this key is required"),
         (SMALL + "version: 9", "version is 9, this lepton_ray reads up to 1"),

@@ -90,9 +90,7 @@ def test_parameters_that_some_shards_do_not_use() -> None:
 
 
 def test_early_stop_keeps_the_best_epoch_over_a_kill() -> None:
-    changed = experiment(
-        "mlp", "sgd", epochs=40, early_stop={"patience": 1}
-    )
+    changed = experiment("mlp", "sgd", epochs=40, early_stop={"patience": 1})
     whole = train(changed, [Generation(1)])
     killed = train(changed, [Generation(2, Kill(1, 30, "apply")), Generation(3)])
     assert 4 < len(whole.history) < 40
@@ -121,7 +119,10 @@ def test_controls_change_the_bytes(fault: str) -> None:
     # LayerNorm's gradients depend on the threads when there is enough to share out.
     settings = experiment("tests.nets:transformer", "sgd", batch=256, shards=4, epochs=4)
     settings = validate(
-        {**settings.model_dump(mode="json"), "model": {"name": "tests.nets:transformer", "width": 64}}
+        {
+            **settings.model_dump(mode="json"),
+            "model": {"name": "tests.nets:transformer", "width": 64},
+        }
     )
     assert train(settings, [Generation(1)], fault=fault).sha256 != _plain(settings)
 
