@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor, nn
+
+from lepton_ray import models
 
 
 class Transformer(nn.Module):
@@ -60,3 +64,23 @@ def explode(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     for n in input_shape:
         size *= n
     return Explode(size, classes)
+
+
+class Sleepy(nn.Module):
+    """Any model with a pause in its training, long enough for a cluster to change meanwhile."""
+
+    def __init__(self, model: nn.Module, pause_s: float) -> None:
+        super().__init__()
+        self.model = model
+        self.pause_s = pause_s
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            time.sleep(self.pause_s)
+        return self.model(x)
+
+
+def sleepy(
+    input_shape: tuple[int, ...], classes: int, *, inner: str, pause_s: float, **params
+) -> nn.Module:
+    return Sleepy(models.find(inner)(input_shape, classes, **params), pause_s)

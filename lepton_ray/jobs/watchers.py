@@ -42,12 +42,36 @@ class TrainingWatcher:
         self._tracker = tracker
         self._terminal = terminal
         self._epochs = experiment.train.epochs
+        self._cause = ""
+        self._last_step = 0
+        self._stood_since = 0.0
+        self._replicas = 0
 
     def __call__(self, event: dict[str, Any]) -> None:
+        self._dispatch(event)
+        if "step" in event and event["kind"] != "start":
+            self._last_step, self._stood_since = event["step"], event["at"]
+
+    def _dispatch(self, event: dict[str, Any]) -> None:
         match event["kind"]:
             case "start":
-                origin = f", resumed at step {event['step']}" if event["step"] else ""
-                self._terminal.progress(f"train  {event['replicas']} replicas{origin}")
+                before, self._replicas = self._replicas, event["replicas"]
+                self._restored = event["step"]
+                if self._cause:
+                    self._cause += f"; {before} -> {self._replicas} replicas"
+                else:
+                    origin = f", resumed at step {event['step']}" if event["step"] else ""
+                    self._terminal.progress(f"train  {self._replicas} replicas{origin}")
+            case "resize" | "failure":
+                self._cause = event["reason"]
+            case "first_step":
+                if self._cause:
+                    redone = max(0, self._last_step - self._restored)
+                    self._terminal.say(
+                        f"train  {self._cause}: resumed at step {self._restored}, {redone} steps "
+                        f"redone, stood still {event['at'] - self._stood_since:.1f} s"
+                    )
+                    self._cause = ""
             case "progress":
                 left = (event["steps"] - event["step"]) / max(event["steps_per_s"], 1e-9)
                 self._terminal.progress(

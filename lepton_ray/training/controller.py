@@ -1,39 +1,249 @@
 """The seam to Ray Train's controller: what its public settings cannot express.
 
 Ray Train reads its intervals from ``RAY_TRAIN_*`` variables, and copies those into every worker's
-runtime environment, so that prestarted workers no longer fit and each start is a cold one. Here
-they are set on the controller itself. This is the only file that knows private names of Ray Train;
-``ray==2.60.*`` is pinned, and tests/ray checks the names.
+runtime environment, so that prestarted workers no longer fit and each start is a cold one; it sizes
+a restart from a view up to 20 s old, looks for new nodes once a minute, and takes no checkpoint
+before it kills the group. Here the intervals are set on the controller itself, sizes come from the
+nodes as they are, and replica 0 saves and waits before a resize, so that no step is lost.
+
+This is the only file that knows private names of Ray Train; ``ray==2.60.*`` is pinned, and
+tests/ray fails when a name goes away.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import ray
 from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
+from ray.exceptions import RayActorError
 from ray.train import Result
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import (
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+    ScalingPolicy,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from lepton_ray.training import elasticity
+from lepton_ray.training.elasticity import Failure, NodeView
 
 POLL_S = 0.25  # Ray's 2 s would be paid at every start, end and failure
+LOOK_S = 1.0  # between two looks at the nodes
+START_TIMEOUT_S = 5.0  # for a placement group; room was counted just before, so it is there or gone
+PAUSE_TIMEOUT_S = 30.0  # for replica 0 to save; after it the group is resized all the same
+
+pause_requested = threading.Event()
+"""Set in a worker's process when its group is about to be resized."""
+
+
+def _request_pause() -> None:
+    pause_requested.set()
+
+
+class _Group(WorkerGroup):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._worker_group_start_timeout_s = START_TIMEOUT_S
+
+
+class _Backend(_TorchBackend):
+    def on_shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the processes end next, and replicas that wait for a lost one would hold up a
+        tidy end for 30 s."""
+
+
+class Backend(TorchConfig):
+    """Ray Train's torch backend with a quick end."""
+
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
+
+
+class Scaling(ScalingPolicy):
+    """Sizes the group from the nodes as they are now."""
+
+    def bind(self, controller: Controller) -> None:
+        self._controller = controller
+        self._looked_at = 0.0
+        self._pausing_since: float | None = None
+        self._planned: elasticity.Resize | None = None
+        self.paused = False
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+        limits = self.scaling_config
+        size = elasticity.decide_start(
+            self._nodes(), self._each, minimum=limits.min_workers, maximum=limits.max_workers
+        )
+        return NoopDecision() if size is None else self._resize(size)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+        if self._planned is not None:
+            assert self._pausing_since is not None
+            waited = time.monotonic() - self._pausing_since
+            if self.paused or waited > PAUSE_TIMEOUT_S:
+                return self._resize(self._planned.size)
+            return NoopDecision()
+        if time.monotonic() - self._looked_at < LOOK_S:
+            return NoopDecision()
+        self._looked_at = time.monotonic()
+        current = worker_group_state.num_workers
+        limits = self.scaling_config
+        self._planned = elasticity.decide_resize(
+            self._nodes(),
+            self._each,
+            current=current,
+            minimum=limits.min_workers,
+            maximum=limits.max_workers,
+        )
+        if self._planned is not None:
+            self._pausing_since = time.monotonic()
+            self._controller.tell(
+                kind="resize", reason=self._planned.reason, before=current, after=self._planned.size
+            )
+            worker_group = self._controller.get_worker_group()
+            assert worker_group is not None
+            worker_group.execute_async(_request_pause)
+        return NoopDecision()
+
+    def _resize(self, size: int) -> ResizeDecision:
+        self._planned, self._pausing_since, self.paused = None, None, False
+        return ResizeDecision(num_workers=size, resources_per_worker=self._each)
+
+    @property
+    def _each(self) -> dict[str, float]:
+        return dict(self.scaling_config._resources_per_worker_not_none)
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return int(self.scaling_config.max_workers)
+
+    def _nodes(self) -> list[NodeView]:
+        group = self._controller.get_worker_group()
+        workers = group.get_workers() if group and group.has_started() else []
+        free = ray._private.state.available_resources_per_node()
+        draining = ray._private.state.state.get_draining_nodes()
+        return [
+            NodeView(
+                free=free.get(node["NodeID"], {}),
+                ours=sum(worker.metadata.node_id == node["NodeID"] for worker in workers),
+                draining=node["NodeID"] in draining,
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+
+class Failures(FailurePolicy):
+    """Tells lost workers, which are replaced, from exceptions, which end the run."""
+
+    def bind(self, controller: Controller) -> None:
+        self._controller = controller
+        self._earlier: list[Failure] = []
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        if not isinstance(training_failed_error, WorkerGroupError):
+            return FailureDecision.RETRY  # the group did not start: the next look finds less room
+        failure = _failure(training_failed_error, self._controller.last_step)
+        verdict = elasticity.decide_failure(failure, self._earlier)
+        self._earlier.append(failure)
+        self._controller.tell(kind="failure", reason=verdict.reason, retry=verdict.retry)
+        return FailureDecision.RETRY if verdict.retry else FailureDecision.RAISE
+
+
+class ReplicaError(Exception):
+    """What a replica's training function raised, in a form that crosses processes.
+
+    Attributes:
+        connection: it lost its peers; the cause is elsewhere.
+        fatal: one of this package's own errors.
+    """
+
+    def __init__(self, step: int, text: str, connection: bool, fatal: bool) -> None:
+        super().__init__(step, text, connection, fatal)
+        self.step, self.text, self.connection, self.fatal = step, text, connection, fatal
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _failure(error: WorkerGroupError, last_step: int) -> Failure:
+    """The cause among what all workers report: an own exception before a lost process."""
+    raised = [r for r in map(replica_error, error.worker_failures.values()) if r is not None]
+    step = max([last_step, *(r.step for r in raised)])
+    own = [r for r in raised if not r.connection]
+    if own:
+        return Failure(step=own[0].step, exception=own[0].text, fatal=own[0].fatal)
+    return Failure(step=step, exception="")
+
+
+def replica_error(error: Exception) -> ReplicaError | None:
+    """The replica's own error inside Ray's wrapping; None for a process that died."""
+    base = (
+        getattr(error, "_base_exc", error)
+        if isinstance(error, UserExceptionWithTraceback)
+        else error
+    )
+    if isinstance(base, ReplicaError):
+        return base
+    if isinstance(base, WorkerHealthCheckFailedError | RayActorError):
+        return None
+    return ReplicaError(0, str(error), connection=False, fatal=False)
 
 
 class Controller(TrainController):
-    """Ray Train's controller with a shorter poll, and a mailbox for what replicas report.
+    """Ray Train's controller with our policies, and a mailbox for what replicas report.
 
     ``ray.train.report`` waits for all ranks and for the next poll; progress and metrics need
     neither, so replica 0 sends them here (`put`) and the driver takes them (`drain`).
     """
 
+    worker_group_cls = _Group
+
     def __init__(self, **kwargs: Any) -> None:
+        self._events: list[dict[str, Any]] = []
+        self.last_step = 0
+        self._scaling: Scaling = kwargs["scaling_policy"]
+        self._scaling.bind(self)
+        kwargs["failure_policy"].bind(self)
         super().__init__(**kwargs)
         self._health_check_interval_s = POLL_S
-        self._events: list[dict[str, Any]] = []
+        # Ray's own watcher would hold every resize back until the drained node is gone.
+        self._worker_group_callbacks_to_propagate = [
+            callback
+            for callback in self._worker_group_callbacks_to_propagate
+            if not isinstance(callback, PreemptionCallback)
+        ]
 
     def put(self, event: dict[str, Any]) -> None:
+        self.last_step = max(self.last_step, event.get("step", 0))
+        if event["kind"] == "start":
+            self.last_step = event["step"]
+        if event["kind"] == "paused":
+            self._scaling.paused = True
         self._events.append(event)
+
+    def tell(self, **event: Any) -> None:
+        """An event of the controller itself."""
+        self._events.append({**event, "at": time.time()})
 
     def drain(self) -> list[dict[str, Any]]:
         """The events since the last call, in the order they were sent."""
@@ -50,7 +260,7 @@ class Trainer(TorchTrainer):
         self._controller: Any = None
 
     def drain(self) -> list[dict[str, Any]]:
-        """What replica 0 reported since the last call."""
+        """What replica 0 and the controller reported since the last call."""
         events: list[dict[str, Any]] = []
         if self._controller is not None:
             events = ray.get(self._controller.drain.remote())
@@ -66,6 +276,8 @@ class Trainer(TorchTrainer):
         variables = get_env_vars_to_propagate()
         if variables:
             options["runtime_env"] = {"env_vars": variables}
+        kwargs["scaling_policy"] = Scaling(self.scaling_config)  # type: ignore[arg-type]
+        kwargs["failure_policy"] = Failures(self.run_config.failure_config)  # type: ignore[arg-type]
         self._controller = ray.remote(**options)(Controller).remote(**kwargs)
         ray.get(self._controller.run.remote())
         result: Result = ray.get(self._controller.get_result.remote())

@@ -7,6 +7,7 @@ differs is given: the process group, where checkpoints go and who is told.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,7 @@ from lepton_ray.training.step import TrainStep
 
 Report = Callable[[dict[str, Any]], None]
 PROGRESS_S = 0.5  # between two progress reports
+PAUSE_S = 60
 
 
 class Replica:
@@ -38,6 +40,8 @@ class Replica:
         group: the replicas' process group; None for a single replica.
         checkpoints: where to save and resume; None saves nothing.
         report: gets events as plain dicts, on replica 0 only.
+        should_pause: asked after every step on replica 0; once true, it saves, reports, and waits
+            to be ended.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Replica:
         group: dist.ProcessGroup | None = None,
         checkpoints: CheckpointFolder | None = None,
         report: Report = lambda event: None,
+        should_pause: Callable[[], bool] = lambda: False,
     ) -> None:
         train = experiment.train
         self.experiment = experiment
@@ -58,12 +63,14 @@ class Replica:
         self._group = group
         self._first = group is None or group.rank() == 0
         self._report = report if self._first else lambda event: None
+        self._should_pause = should_pause
         self._checkpoints = checkpoints
         self._checkpointer = (
             Checkpointer(checkpoints, self._report) if checkpoints and self._first else None
         )
         self._saved_at = time.monotonic()
         self._saved_step = 0
+        self._reported_first_step = False
         self.epoch_steps = steps_per_epoch(len(dataset.train), train.batch)
         if self.epoch_steps == 0:
             raise DataError(
@@ -108,6 +115,7 @@ class Replica:
                 "step": self.state.step,
                 "steps": self.total_steps,
                 "replicas": self._group.size() if self._group else 1,
+                "pid": os.getpid(),
                 "profile": self.profile.to_json(),
             }
         )
@@ -140,6 +148,9 @@ class Replica:
         end = (self.epoch + 1) * self.epoch_steps
         while self.state.step < end:
             self._step.run()
+            if not self._reported_first_step:
+                self._reported_first_step = True
+                self._report({"kind": "first_step", "step": self.state.step})
             self._after_step()
             now = time.monotonic()
             if now - told_at >= PROGRESS_S:
@@ -211,6 +222,16 @@ class Replica:
         if state.step % train.digest_every == 0 or state.step == self.total_steps:
             self._link_digest()
         self._save(force=False)
+        if self._checkpointer and self._should_pause() and state.step < self.total_steps:
+            self._pause(self._checkpointer)
+
+    def _pause(self, checkpointer: Checkpointer) -> None:
+        """Hold the whole group at this step: the others cannot finish the next one without us,
+        and a step that is not finished changes nothing."""
+        self._save(force=True)
+        checkpointer.wait()
+        self._report({"kind": "paused", "step": self.state.step})
+        time.sleep(PAUSE_S)  # ended meanwhile; if not, training goes on
 
     def _link_digest(self) -> None:
         """Extend the chain with this step's gradients and weights, and compare over replicas."""

@@ -15,22 +15,28 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig
+from ray.train import RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor
 
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data.dataset import Dataset
-from lepton_ray.errors import TrainingError
+from lepton_ray.errors import LeptonRayError, TrainingError
 from lepton_ray.training.checkpoint import CheckpointFolder
-from lepton_ray.training.controller import Trainer
+from lepton_ray.training.controller import (
+    Backend,
+    ReplicaError,
+    Trainer,
+    pause_requested,
+    replica_error,
+)
 from lepton_ray.training.loop import Replica
 
 logger = logging.getLogger(__name__)
 
 OnEvent = Callable[[dict[str, Any]], None]
 DRAIN_S = 0.2  # between two looks for events
-MAX_FAILURES = 3
+COLLECTIVE_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +71,7 @@ def train(
     workers = experiment.workers
     controller_name = f"lepton_ray-{uuid.uuid4().hex}"
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
-    # Ray Train's elastic mode costs a look at the autoscaler; a fixed size does without.
-    size: Any = workers.max if workers.min == workers.max else (workers.min, workers.max)
+    size: Any = (workers.min, workers.max)
     trainer = Trainer(
         _work,
         controller_name=controller_name,
@@ -81,11 +86,10 @@ def train(
             use_gpu=workers.gpus > 0,
             resources_per_worker=resources,
         ),
-        torch_config=TorchConfig(timeout_s=300),
+        torch_config=Backend(timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(folder.resolve()),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
     outcome: dict[str, Any] = {}
@@ -131,9 +135,16 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             max_bytes=experiment.train.checkpoint.max_gb * 1e9,
         ),
         report=lambda event: controller.put.remote({**event, "at": time.time()}),
+        should_pause=pause_requested.is_set,
     )
-    for _ in replica.epochs():
-        pass
+    try:
+        for _ in replica.epochs():
+            pass
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        raise ReplicaError(
+            replica.state.step, text, _lost_peers(error), isinstance(error, LeptonRayError)
+        ) from None
     if context.get_world_rank() != 0:
         return None
     return {
@@ -145,10 +156,20 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def _lost_peers(error: Exception) -> bool:
+    """Whether a collective failed because another replica is gone."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in text or "Connection" in text)
+    )
+
+
 def _explain(error: Exception) -> str:
     """The first worker's own error, without Ray's frames around it."""
-    failures = getattr(error, "worker_failures", None)
-    if isinstance(error, TrainingFailedError) and failures:
-        rank, cause = min(failures.items())
+    if isinstance(error, WorkerGroupError):
+        failures = sorted(error.worker_failures.items())
+        raised = [(rank, replica_error(cause)) for rank, cause in failures]
+        own = [(rank, cause) for rank, cause in raised if cause and not cause.connection]
+        rank, cause = (own or failures)[0]
         return f"worker {rank} failed: {cause}"
     return "".join(traceback.format_exception_only(error)).strip()
