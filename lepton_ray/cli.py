@@ -97,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     models = add("models", _models, "list registered models, or show a version")
     models.add_argument("action", choices=["list", "show"])
     models.add_argument("model", nargs="?", help="NAME to list, NAME@ALIAS or NAME/VERSION to show")
+    verify = add("verify", _verify, "train a finished run again and compare every byte")
+    verify.add_argument("run", metavar="RUN", help="its folder, as lepton_results/NAME/ID")
+    verify.add_argument("--workers", type=int, default=1, help="to train on; default 1")
+    verify.add_argument("--address", help="Ray cluster; default RAY_ADDRESS or an embedded one")
     serve = add("serve", _serve, "serve a model over HTTP until Ctrl-C")
     serve.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     serve.add_argument("--port", type=int, help="default: serve.port of the model's experiment")
@@ -189,6 +193,12 @@ def _serve(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
     return serve_model(options.model, port=options.port, address=options.address, terminal=terminal)
 
 
+def _verify(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import verify
+
+    return verify(options.run, workers=options.workers, address=options.address, terminal=terminal)
+
+
 def _predict(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
     from lepton_ray.pipeline import predict_file
 
@@ -232,7 +242,7 @@ class _Terminal:
 
 def _log_to_file(options: argparse.Namespace) -> Path | None:
     """Everything logged goes to a file; nothing of it to the screen."""
-    if options.command not in ("run", "tune", "train", "serve"):
+    if options.command not in ("run", "tune", "train", "serve", "verify"):
         logging.getLogger().addHandler(logging.NullHandler())
         return None
     folder = Path("lepton_results") / "logs"

@@ -5,6 +5,7 @@ Each stage leaves its result in the run's folder, so that a killed run goes on w
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,12 +17,18 @@ import numpy.typing as npt
 import ray
 from torch import Tensor
 
-from lepton_ray import models
+from lepton_ray import data, models
 from lepton_ray.config import flatten, load, render, with_settings
 from lepton_ray.config import schema as config
 from lepton_ray.data import sources
 from lepton_ray.data.dataset import Dataset
-from lepton_ray.errors import EndpointError, ExperimentError, GateError
+from lepton_ray.errors import (
+    DivergenceError,
+    EndpointError,
+    ExperimentError,
+    GateError,
+    InputError,
+)
 from lepton_ray.jobs import provenance, session
 from lepton_ray.jobs.planning import Plan, make_plan
 from lepton_ray.jobs.runs import RunFolder
@@ -34,7 +41,8 @@ from lepton_ray.tracking import gate, registry
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.training import baselines
 from lepton_ray.training.checkpoint import CheckpointFolder
-from lepton_ray.training.digest import state_sha256
+from lepton_ray.training.determinism import differences
+from lepton_ray.training.digest import first_broken_link, state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.metrics import DIRECTIONS, classification
 from lepton_ray.training.trainer import TrainResult, train
@@ -129,6 +137,7 @@ class Run:
             if not self._resume:
                 self._folder = RunFolder.create(experiment, self._command)
             say(f"run    {self._folder.path}")
+            self._folder.remember("data_digest", self._dataset.digest)
             self._reference = ray.put(self._dataset)
             results: dict[str, Any] = {"run": str(self._folder.path)}
             try:
@@ -230,9 +239,11 @@ class Run:
             "run_id": run_id,
             "weights_sha256": sha256,
             "digest": result.digest,
+            "links": result.links,
             "epochs": len(result.history),
             "steps": result.steps,
             "metrics": last,
+            "profile": result.profile,
         }
 
     def _register(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -416,6 +427,51 @@ def _settings(params: Mapping[str, Any]) -> str:
         f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
         for path, value in params.items()
     )
+
+
+def verify(run: str, *, workers: int, address: str | None, terminal: Terminal) -> dict[str, Any]:
+    """Train a finished run again over another number of workers and compare every link.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        DivergenceError: naming the first step that differs.
+        InputError: when the run has no finished training, or the data have changed.
+    """
+    folder = RunFolder.open(Path(run))
+    done = folder.stage("train")
+    if done is None:
+        raise InputError(f"{run} has no finished training to verify")
+    experiment = load(folder.path / "experiment.yaml")
+    tuned = folder.stage("tune")
+    experiment = with_settings(
+        experiment,
+        {
+            **(tuned["best"]["params"] if tuned else {}),
+            "workers.min": workers,
+            "workers.max": workers,
+        },
+    )
+    dataset = data.load(experiment.data)
+    if dataset.digest != folder.recall("data_digest"):
+        raise InputError(f"the data of {run} have changed: their digest is {dataset.digest}")
+    terminal.say(f"verify {run}: {done['steps']} steps again on {workers} workers")
+    with session.session(address), tempfile.TemporaryDirectory() as scratch:
+        session.check_room(experiment.workers, session.resources(), "the cluster")
+        again = train(experiment, ray.put(dataset), folder=Path(scratch))
+    expected = [(step, link) for step, link in done["links"]]
+    broken = first_broken_link(expected, again.links)
+    sha256 = state_sha256(again.weights)
+    if broken is not None or sha256 != done["weights_sha256"]:
+        where = f"first at step {broken}" if broken is not None else "in the final weights"
+        profile = differences(again.profile, done["profile"])
+        raise DivergenceError(
+            f"{run} and its verification differ, {where}; "
+            + (f"numerics: {'; '.join(profile)}" if profile else "their numerics are equal")
+        )
+    terminal.say(f"equal  {len(expected)} links and the weights {sha256[:12]}")
+    return {"run": run, "workers": workers, "links": len(expected), "weights_sha256": sha256}
 
 
 def serve_model(

@@ -169,11 +169,11 @@ def _where(address: str | None) -> str:
 
 def _try(replica: Replica) -> tuple[float, float, dict[str, float]]:
     """First loss, median seconds of a step, and the metrics an epoch would report."""
-    replica.try_step()
+    replica.advance()
     metrics = replica.measure()
     seconds = []
     for _ in range(MEASURED_STEPS):
         start = time.perf_counter()
-        replica.try_step()
+        replica.advance()
         seconds.append(time.perf_counter() - start)
     return metrics["train_loss"], statistics.median(seconds), metrics

@@ -53,6 +53,18 @@ class RunFolder:
         return folder
 
     @staticmethod
+    def open(path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            InputError: when there is none.
+        """
+        try:
+            return RunFolder(path, json.loads((path / STATE).read_text()))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is not the folder of a run: {error}") from error
+
+    @staticmethod
     def find_unfinished(experiment: Experiment, command: str) -> RunFolder:
         """The last run of this experiment and command that did not finish.
 

@@ -33,6 +33,17 @@ def link(previous: str, step: int, tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
+def first_broken_link(ours: list[tuple[int, str]], theirs: list[tuple[int, str]]) -> int | None:
+    """The first step at which two chains differ; None when they are equal."""
+    for (step, link), (other_step, other_link) in zip(ours, theirs, strict=False):
+        if (step, link) != (other_step, other_link):
+            return min(step, other_step)
+    if len(ours) != len(theirs):
+        longer = max(ours, theirs, key=len)
+        return longer[min(len(ours), len(theirs))][0]
+    return None
+
+
 def first_difference(digests: list[list[str]], names: list[str]) -> str | None:
     """Name of the first tensor whose digest is not the same on every replica.
 

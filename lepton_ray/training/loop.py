@@ -147,11 +147,7 @@ class Replica:
         told_at = start
         end = (self.epoch + 1) * self.epoch_steps
         while self.state.step < end:
-            self._step.run()
-            if not self._reported_first_step:
-                self._reported_first_step = True
-                self._report({"kind": "first_step", "step": self.state.step})
-            self._after_step()
+            self.advance()
             now = time.monotonic()
             if now - told_at >= PROGRESS_S:
                 told_at = now
@@ -185,9 +181,13 @@ class Replica:
             self._save(force=True)
         return metrics
 
-    def try_step(self) -> None:
-        """One step outside any epoch; for a plan, whose replica is thrown away."""
+    def advance(self) -> None:
+        """One step and what follows it: digest, checkpoint, a pause that was asked for."""
         self._step.run()
+        if not self._reported_first_step:
+            self._reported_first_step = True
+            self._report({"kind": "first_step", "step": self.state.step})
+        self._after_step()
 
     def measure(self) -> dict[str, float]:
         """What an epoch reports. Collective.
@@ -238,15 +238,16 @@ class Replica:
         state = self.state
         weights = state.model.state_dict()
         gradients = self._step.reduced_gradients()
-        state.digest = digest.link(state.digest, state.step, [*gradients, *weights.values()])
+        link = digest.link(state.digest, state.step, [*gradients, *weights.values()])
+        state.links.append((state.step, link))
         if self._group is not None and self._group.size() > 1:
-            mine = torch.tensor(list(bytes.fromhex(state.digest)), dtype=torch.uint8)
+            mine = torch.tensor(list(bytes.fromhex(link)), dtype=torch.uint8)
             everyone = torch.empty(self._group.size() * 32, dtype=torch.uint8, device=self.device)
             dist.all_gather_single(everyone, mine.to(self.device), group=self._group)
             rows = everyone.view(-1, 32)
             if bool((rows != rows[0]).any()):
                 self._name_divergence(weights, gradients)
-        self._report({"kind": "digest", "step": state.step, "digest": state.digest})
+        self._report({"kind": "digest", "step": state.step, "digest": link})
 
     def _name_divergence(self, weights: dict[str, Tensor], gradients: list[Tensor]) -> None:
         names = [*(f"gradient {i}" for i in range(len(gradients))), *weights]

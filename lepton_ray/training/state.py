@@ -26,13 +26,18 @@ class TrainState:
     """Steps done."""
     loss: Tensor | None = None
     """[1] Mean loss of the last step."""
-    digest: str = ""
-    """Last link of the chained digest."""
+    links: list[tuple[int, str]] = field(default_factory=list)
+    """The chained digest: (step, link), each over its step's tensors and the link before."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per finished epoch."""
     best: dict[str, Tensor] | None = None
     """Weights of the best epoch, kept when training stops early."""
     best_epoch: int = -1
+
+    @property
+    def digest(self) -> str:
+        """Last link of the chained digest; "" before the first."""
+        return self.links[-1][1] if self.links else ""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -68,7 +73,7 @@ class TrainState:
         values = {
             "step": self.step,
             "loss": None if self.loss is None else float(self.loss),
-            "digest": self.digest,
+            "links": self.links,
             "history": self.history,
             "best_epoch": self.best_epoch,
             "optimizer": scalars,
@@ -109,7 +114,7 @@ class TrainState:
         self.step = int(values["step"])
         loss = values["loss"]
         self.loss = None if loss is None else torch.tensor([loss])
-        self.digest = str(values["digest"])
+        self.links = [(int(step), str(link)) for step, link in values["links"]]
         self.history = list(values["history"])
         self.best_epoch = int(values["best_epoch"])
 

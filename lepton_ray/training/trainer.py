@@ -45,10 +45,15 @@ class TrainResult:
     """The weights that are evaluated and served, by name."""
     history: list[dict[str, float]]
     """What each epoch measured."""
-    digest: str
-    """Last link of the chained digest."""
+    links: list[tuple[int, str]]
+    """The chained digest: (step, link)."""
     steps: int
     profile: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Last link of the chained digest."""
+        return self.links[-1][1]
 
 
 def train(
@@ -112,7 +117,7 @@ def train(
     return TrainResult(
         weights={name: torch.from_numpy(array.copy()) for name, array in value["weights"].items()},
         history=value["history"],
-        digest=value["digest"],
+        links=value["links"],
         steps=value["steps"],
         profile=value["profile"],
     )
@@ -150,7 +155,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "weights": {name: t.numpy() for name, t in replica.state.final_weights().items()},
         "history": replica.state.history,
-        "digest": replica.state.digest,
+        "links": replica.state.links,
         "steps": replica.state.step,
         "profile": replica.profile.to_json(),
     }

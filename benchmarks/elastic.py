@@ -1,0 +1,245 @@
+"""Exact elastic training against DistributedDataParallel and against Ray Train's own elasticity.
+
+    python benchmarks/elastic.py [--quick] [--json]
+
+- ``throughput_vs_ddp``: samples/s of two replicas over DDP with two processes on the same model,
+  data, batch and threads; digest and checkpoints on. DDP runs its best: one micro-batch a process.
+- ``samples_per_shard``: what small shards cost, one thread, against one batch of 128.
+- ``checkpoint_stall``: share of step time lost to checkpoints every 20 steps.
+- ``resize_vs_ray_default``, ``resize_vs_ray_tuned``: see benchmarks/resize.py, which needs minutes.
+
+The data are random images of Fashion-MNIST's shape: the values do not change the time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _report
+
+SHAPE, CLASSES, BATCH = (1, 28, 28), 10, 256
+MODELS = {"cnn": {"name": "cnn", "width": 32}, "mlp": {"name": "mlp", "width": 256}}
+
+
+def experiment(model: str, steps: int, *, exact: bool, checkpoint_every: int | None) -> Any:
+    from lepton_ray.config import validate
+
+    return validate(
+        {
+            "name": "benchmark",
+            "data": {"kind": "image", "source": "unused"},
+            "model": MODELS[model],
+            "train": {
+                "epochs": 1,
+                "batch": BATCH,
+                "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+                "exact": exact,
+                "checkpoint": {"every_s": 1e9, "every_steps": checkpoint_every},
+            },
+        }
+    )
+
+
+def dataset(samples: int) -> Any:
+    from lepton_ray.data import Column, Dataset, Samples, Schema
+    from lepton_ray.data.preprocess import fit_image
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((samples, *SHAPE)).astype(np.float32)
+    part = Samples(x=x, y=rng.integers(0, CLASSES, samples))
+    column = Column(name="image", kind="image", shape=SHAPE[1:], low=0, high=255)
+    return Dataset(
+        schema=Schema(columns=(column,), target="label", classes=tuple(map(str, range(CLASSES)))),
+        preprocess=fit_image(column, x[:8, 0], normalize=True),
+        train=part,
+        validation=Samples(x=x[:256], y=part.y[:256]),
+        test=Samples(x=x[:256], y=part.y[:256]),
+        test_columns={},
+        digest="",
+    )
+
+
+def _ours(rank: int, size: int, store: str, folder: str, model: str, exact: bool, every: int | None,
+          warm: int, steps: int, pipe: Any) -> None:  # fmt: skip
+    import torch.distributed as dist
+
+    from lepton_ray.training.checkpoint import CheckpointFolder
+    from lepton_ray.training.loop import Replica
+
+    group = None
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+        group = dist.group.WORLD
+    replica = Replica(
+        experiment(model, steps, exact=exact, checkpoint_every=every),
+        dataset((warm + steps + 1) * BATCH),
+        group=group,
+        checkpoints=CheckpointFolder(folder),
+    )
+    for _ in range(warm):
+        replica.advance()
+    start = time.perf_counter()
+    for _ in range(steps):
+        replica.advance()
+    pipe.send(time.perf_counter() - start)
+
+
+def _ddp(rank: int, size: int, store: str, folder: str, model: str, exact: bool, every: int | None,
+         warm: int, steps: int, pipe: Any) -> None:  # fmt: skip
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from lepton_ray import models
+    from lepton_ray.training import determinism
+
+    settings = experiment(model, steps, exact=exact, checkpoint_every=None)
+    determinism.configure(settings.train, torch.device("cpu"))
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    net = DistributedDataParallel(models.build(settings.model, SHAPE, CLASSES))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    samples = dataset((warm + steps + 1) * BATCH).train
+    each = BATCH // size
+    order = np.random.default_rng(0).permutation(len(samples))
+
+    def step(number: int) -> None:
+        rows = order[number * BATCH + rank * each : number * BATCH + (rank + 1) * each]
+        x, y = torch.from_numpy(samples.x[rows]), torch.from_numpy(samples.y[rows])
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    for number in range(warm):
+        step(number)
+    start = time.perf_counter()
+    for number in range(warm, warm + steps):
+        step(number)
+    pipe.send(time.perf_counter() - start)
+
+
+def timed(target: Any, size: int, *arguments: Any) -> float:
+    """Seconds of the slowest process."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        processes, pipes = [], []
+        for rank in range(size):
+            receive, send = context.Pipe(duplex=False)
+            process = context.Process(
+                target=target,
+                args=(rank, size, f"{folder}/store", f"{folder}/checkpoints", *arguments, send),
+            )
+            process.start()
+            processes.append(process)
+            pipes.append(receive)
+        seconds = [pipe.recv() for pipe in pipes]
+        for process in processes:
+            process.join()
+        return max(seconds)
+
+
+def throughput(repeats: int, steps: int) -> dict[str, Any]:
+    """Ours over DDP, for both models, with deterministic flags on and off."""
+    figures = {}
+    for model in MODELS:
+        for exact in (True, False):
+            values = _report.interleaved(
+                {
+                    "ours": lambda m=model, e=exact: timed(_ours, 2, m, e, 20, 5, steps),
+                    "ddp": lambda m=model, e=exact: timed(_ddp, 2, m, e, None, 5, steps),
+                },
+                repeats,
+            )
+            figures[f"{model}{'' if exact else '_flags_off'}"] = _report.ratio(
+                values["ddp"], values["ours"]
+            )
+    return figures
+
+
+def checkpoint_stall(repeats: int, steps: int) -> dict[str, Any]:
+    """Share of time lost to a checkpoint every 20 steps."""
+    values = _report.interleaved(
+        {
+            "with": lambda: timed(_ours, 2, "cnn", True, 20, 5, steps),
+            "without": lambda: timed(_ours, 2, "cnn", True, None, 5, steps),
+        },
+        repeats,
+    )
+    return {
+        key: value - 1 if key != "repeats" else value
+        for key, value in _report.ratio(values["with"], values["without"]).items()
+    }
+
+
+def samples_per_shard(repeats: int) -> dict[str, Any]:
+    """Samples/s of forward and backward at a shard's size over those at 128, one thread."""
+    import torch
+
+    from lepton_ray import models
+    from lepton_ray.config.schema import Model
+
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    for name, settings in MODELS.items():
+        net = models.build(Model(**settings), SHAPE, CLASSES)
+        sizes = (4, 8, 16, 32, 64, 128)
+        batches = {n: (torch.randn(n, *SHAPE), torch.randint(0, CLASSES, (n,))) for n in sizes}
+
+        def rate(size: int) -> float:
+            x, y = batches[size]  # noqa: B023 - called within this iteration
+            rounds = 512 // size
+            start = time.perf_counter()
+            for _ in range(rounds):
+                net.zero_grad(set_to_none=True)  # noqa: B023
+                torch.nn.functional.cross_entropy(net(x), y).backward()  # noqa: B023
+            return 512 / (time.perf_counter() - start)
+
+        for size in sizes:
+            rate(size)
+        rates = _report.interleaved({str(s): lambda s=s: rate(s) for s in sizes}, repeats)
+        figures[name] = {
+            size: statistics.median(values) / statistics.median(rates["128"])
+            for size, values in rates.items()
+        }
+    return figures
+
+
+def main() -> None:
+    options = _report.options(__doc__)
+    repeats, steps = (3, 60) if options.quick else (7, 150)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    against = throughput(repeats, steps)
+    stall = checkpoint_stall(repeats, steps)
+    curve = samples_per_shard(5 if options.quick else 15)
+    if not options.json:
+        for name, value in against.items():
+            print(f"throughput over DDP, {name:16} {value['median']:.3f} "
+                  f"({value['min']:.3f} to {value['max']:.3f})")  # fmt: skip
+        print(f"checkpoint stall {stall['median']:.3f} ({stall['min']:.3f} to {stall['max']:.3f})")
+        for name, value in curve.items():
+            print(f"samples per shard, {name}:", {k: round(v, 2) for k, v in value.items()})
+    _report.finish(
+        {
+            "throughput_vs_ddp": against["cnn"]["median"],
+            "checkpoint_stall": stall["median"],
+        },
+        {
+            "throughput_vs_ddp": against,
+            "checkpoint_stall": stall,
+            "samples_per_shard": curve,
+            "cpus": os.cpu_count(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

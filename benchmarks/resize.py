@@ -1,0 +1,267 @@
+"""How long training stands still when the cluster changes, against Ray Train's own elastic mode.
+
+    python benchmarks/resize.py [--quick] [--json]
+
+Events: (a) ``kill``, a worker's kill -9; (b) ``lose``, its node gone; (c) ``drain``, a notice and 10 s
+later the node gone; (d) ``add``, a node more. Arms: ours, Ray Train at its defaults, and Ray Train
+tuned by hand (every interval and time-out it reads from the environment). All train the same model
+on the same nodes of one machine, save every 20 steps, and write a line per step; standing still is the
+longest gap between two steps after the event, redone is how many step numbers came twice.
+
+``--quick`` runs each pair once, and only kill and add.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import _report
+
+STEPS_S = 0.1  # of one step; long enough to write every one down
+SAVE_EVERY = 20
+SETTLE_S = 8.0  # of training before the event
+GRACE_S = 10.0  # between a drain notice and the node's end
+LIMIT_S = {"kill": 60, "lose": 150, "drain": 150, "add": 150}
+TUNED = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
+}
+
+
+def ray_worker(config: dict[str, Any]) -> None:
+    """What a person writes for Ray Train: DDP, a checkpoint every 20 steps, resumed from."""
+    import ray.train
+    import torch
+    from ray.train import Checkpoint
+
+    torch.set_num_threads(1)
+    model = ray.train.torch.prepare_model(torch.nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    step = 0
+    found = ray.train.get_checkpoint()
+    if found:
+        with found.as_directory() as folder:
+            state = torch.load(f"{folder}/state.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        step = state["step"]
+    rank = ray.train.get_context().get_world_rank()
+    while time.time() < config["until"]:
+        time.sleep(STEPS_S)
+        loss = model(torch.randn(16, 64)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        if rank == 0:
+            with open(config["log"], "a") as file:
+                size = ray.train.get_context().get_world_size()
+                file.write(f"{time.time()} {step} {os.getpid()} {size}\n")
+        if step % SAVE_EVERY == 0:
+            with tempfile.TemporaryDirectory() as folder:
+                if rank == 0:
+                    torch.save({"model": model.state_dict(), "step": step}, f"{folder}/state.pt")
+                kept = Checkpoint.from_directory(folder) if rank == 0 else None
+                ray.train.report({"step": step}, checkpoint=kept)
+
+
+def run_arm(arm: str, event: str, log: str) -> None:
+    """One cluster, one training, one event; the steps are in ``log``. Runs in its own process."""
+    import logging
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    if arm == "ray_tuned":
+        os.environ.update(TUNED)
+    memory = 100_000_000
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory}
+    )
+
+    def node() -> Any:
+        return cluster.add_node(num_cpus=1, object_store_memory=memory)
+
+    nodes = [node() for _ in range(1 if event == "add" else 2)]
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    until = time.time() + LIMIT_S[event]
+
+    def disturb() -> None:
+        while not Path(log).exists():
+            time.sleep(0.1)
+        time.sleep(SETTLE_S)
+        pid = int(Path(log).read_text().splitlines()[-1].split()[2])
+        Path(f"{log}.event").write_text(str(time.time()))
+        if event == "kill":
+            os.kill(pid, signal.SIGKILL)
+        elif event == "add":
+            node()
+        elif event == "lose":
+            cluster.remove_node(nodes[1], allow_graceful=False)
+        else:
+            drain = [Path(sys.executable).with_name("ray"), "drain-node", "--address",
+                     cluster.address, "--node-id", nodes[1].node_id, "--reason",
+                     "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                     "--deadline-remaining-seconds", str(int(GRACE_S))]  # fmt: skip
+            subprocess.run(drain, check=True, capture_output=True)
+            time.sleep(GRACE_S)
+            cluster.remove_node(nodes[1], allow_graceful=False)
+
+    threading.Thread(target=disturb, daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder:
+        if arm == "ours":
+            _train_ours(log, until, Path(folder))
+        else:
+            _train_ray(arm, log, until, folder)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def _train_ours(log: str, until: float, folder: Path) -> None:
+    import numpy as np
+    import ray
+    from elastic import dataset
+
+    from lepton_ray.config import validate
+    from lepton_ray.training.trainer import train
+
+    steps = int((until - time.time()) / STEPS_S)
+    experiment = validate(
+        {
+            "name": "resize",
+            "data": {"kind": "image", "source": "unused"},
+            "model": {"name": "resize:logged", "log": log, "until": until},
+            "train": {"epochs": 1, "batch": 16, "checkpoint": {"every_steps": SAVE_EVERY}},
+            "workers": {"min": 1, "max": 2},
+        }
+    )
+    data = dataset(16)
+    rows = np.zeros(steps * 16, dtype=np.int64)
+    object.__setattr__(data.train, "x", data.train.x[rows])
+    object.__setattr__(data.train, "y", data.train.y[rows])
+    train(experiment, ray.put(data), folder=folder)
+
+
+def logged(input_shape: tuple[int, ...], classes: int, *, log: str, until: float) -> Any:
+    """A small model whose optimizer steps are written down by replica 0."""
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+
+    from lepton_ray.models.linear import linear
+
+    class Logged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear(input_shape, classes)
+            self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+            self.last = -1
+
+        def forward(self, x: Any) -> Any:
+            if self.training:
+                step = int(self.step)
+                if step != self.last:  # once a step, whatever the number of shards here
+                    self.last = step
+                    if time.time() < until:
+                        time.sleep(STEPS_S)
+                    world = dist.get_world_size() if dist.is_initialized() else 1
+                    if not dist.is_initialized() or dist.get_rank() == 0:
+                        with open(log, "a") as file:
+                            file.write(f"{time.time()} {step} {os.getpid()} {world}\n")
+                self.step += 1
+            return self.inner(x)
+
+    return Logged()
+
+
+def _train_ray(arm: str, log: str, until: float, folder: str) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    extra = {"elastic_resize_monitor_interval_s": 1.0} if arm == "ray_tuned" else {}
+    TorchTrainer(
+        ray_worker,
+        train_loop_config={"log": log, "until": until},
+        scaling_config=ScalingConfig(num_workers=(1, 2), **extra),
+        run_config=RunConfig(
+            name="resize", storage_path=folder, failure_config=FailureConfig(max_failures=3)
+        ),
+    ).fit()
+
+
+def measure(arm: str, event: str) -> dict[str, float]:
+    """Seconds without a step after the event, and steps done twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = f"{folder}/steps"
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "RAY_AUTH_MODE": "disabled",
+            "PYTHONPATH": str(Path(__file__).parent),
+        }
+        command = [sys.executable, __file__, "--arm", arm, event, log]
+        done = subprocess.run(
+            command, env=environment, timeout=LIMIT_S[event] + 180, capture_output=True, text=True
+        )
+        if not Path(f"{log}.event").exists():
+            raise RuntimeError(
+                f"{arm} {event} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            )
+        at = float(Path(f"{log}.event").read_text())
+        lines = [line.split() for line in Path(log).read_text().splitlines()]
+    times = [float(line[0]) for line in lines]
+    steps = [int(line[1]) for line in lines]
+    sizes = [int(line[3]) for line in lines]
+    gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b > at]
+    redone = sum(max(0, a + 1 - b) for a, b in zip(steps, steps[1:], strict=False))
+    used = next((t - at for t, s in zip(times, sizes, strict=True) if t > at and s == 2), None)
+    result = {"stood_still_s": max(gaps, default=float("nan")), "redone": float(redone)}
+    if event == "add" and used is not None:
+        result["used_after_s"] = used
+    return result
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--arm"]:
+        run_arm(*sys.argv[2:5])
+        return
+    options = _report.options(__doc__)
+    events = ["kill", "add"] if options.quick else ["kill", "lose", "drain", "add"]
+    repeats = 1 if options.quick else 3
+    arms = ("ours", "ray_default", "ray_tuned")
+    detail: dict[str, Any] = {}
+    for event in events:
+        runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+        for _ in range(repeats):
+            for arm in arms:
+                runs[arm].append(measure(arm, event))
+                if not options.json:
+                    print(event, arm, json.dumps(runs[arm][-1]), flush=True)
+        stood = {arm: [r["stood_still_s"] for r in runs[arm]] for arm in arms}
+        detail[event] = {
+            "runs": runs,
+            "default_over_ours": _report.ratio(stood["ray_default"], stood["ours"]),
+            "tuned_over_ours": _report.ratio(stood["ray_tuned"], stood["ours"]),
+        }
+    _report.finish(
+        {
+            "resize_vs_ray_default": min(d["default_over_ours"]["median"] for d in detail.values()),
+            "resize_vs_ray_tuned": min(d["tuned_over_ours"]["median"] for d in detail.values()),
+        },
+        detail,
+    )
+
+
+if __name__ == "__main__":
+    main()
