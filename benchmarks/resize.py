@@ -2,11 +2,12 @@
 
     python benchmarks/resize.py [--quick] [--json]
 
-Events: (a) ``kill``, a worker's kill -9; (b) ``lose``, its node gone; (c) ``drain``, a notice and 10 s
-later the node gone; (d) ``add``, a node more. Arms: ours, Ray Train at its defaults, and Ray Train
-tuned by hand (every interval and time-out it reads from the environment). All train the same model
-on the same nodes of one machine, save every 20 steps, and write a line per step; standing still is the
-longest gap between two steps after the event, redone is how many step numbers came twice.
+Events: ``kill``, a worker's kill -9; ``lose``, a worker's node gone; ``drain``, a notice and 10 s
+later the node gone; ``add``, a node more. Arms: ours, Ray Train at its defaults, Ray Train tuned
+by hand (every interval and time-out it reads from the environment). All run steps of the same
+length on the same nodes of one machine, save every 20 steps, and write a line per step. Standing
+still is the longest gap between two steps after the event; redone is how many step numbers came
+twice.
 
 ``--quick`` runs each pair once, and only kill and add.
 """

@@ -188,19 +188,19 @@ def _version_json(version: Any) -> dict[str, Any]:
 
 
 def _serve(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline import serve_model
+    from lepton_ray.pipeline.models import serve_model
 
     return serve_model(options.model, port=options.port, address=options.address, terminal=terminal)
 
 
 def _verify(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline import verify
+    from lepton_ray.pipeline.verify import verify
 
     return verify(options.run, workers=options.workers, address=options.address, terminal=terminal)
 
 
 def _predict(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline import predict_file
+    from lepton_ray.pipeline.models import predict_file
 
     return predict_file(options.model, options.data, output=options.output, terminal=terminal)
 

@@ -84,3 +84,26 @@ def sleepy(
     input_shape: tuple[int, ...], classes: int, *, inner: str, pause_s: float, **params
 ) -> nn.Module:
     return Sleepy(models.find(inner)(input_shape, classes, **params), pause_s)
+
+
+class Scatter(nn.Linear):
+    """Uses an operation that has no deterministic kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x.flatten(1))
+        return out + torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2)).sum()
+
+
+def scatter(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    size = 1
+    for n in input_shape:
+        size *= n
+    return Scatter(size, classes)
+
+
+def synchronized(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return nn.SyncBatchNorm.convert_sync_batchnorm(models.find("cnn")(input_shape, classes))
+
+
+def doubles(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    return models.find("mlp")(input_shape, classes).double()

@@ -15,7 +15,7 @@ import torch
 from lepton_ray import data
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data.dataset import Dataset
-from lepton_ray.errors import ExperimentError, nearest
+from lepton_ray.errors import ExperimentError, TrainingError, nearest
 from lepton_ray.jobs import session
 from lepton_ray.tracking import store
 from lepton_ray.training.loop import Replica
@@ -99,7 +99,18 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
         space.check(experiment)
     dataset = data.load(experiment.data)
     replica = Replica(experiment, dataset)
-    loss, step_s, metrics = _try(replica)
+    try:
+        loss, step_s, metrics = _try(replica)
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise TrainingError(f"the first step failed: {error}") from error
+        raise ExperimentError(
+            experiment.name,
+            [
+                f"model: {str(error).splitlines()[0]}; replace the operation, or set "
+                "train.exact: false"
+            ],
+        ) from error
     if experiment.tune is not None and experiment.tune.metric not in metrics:
         raise ExperimentError(
             experiment.name,

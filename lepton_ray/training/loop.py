@@ -20,7 +20,7 @@ from lepton_ray import models
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.order import key, shard_indices, steps_per_epoch
-from lepton_ray.errors import DataError, DivergenceError, TrainingError
+from lepton_ray.errors import DataError, DivergenceError, ExperimentError, TrainingError
 from lepton_ray.training import determinism, digest, evaluation
 from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
 from lepton_ray.training.metrics import DIRECTIONS
@@ -78,6 +78,7 @@ class Replica:
                 f"{len(dataset.train)} samples: set a smaller batch"
             )
         self.total_steps = train.epochs * self.epoch_steps
+        self._compare_profiles()
         self.state = self._initial_state()
         self._resume()
         self._step = TrainStep(
@@ -103,10 +104,39 @@ class Replica:
         averaged = averaged_copy(model) if train.ema is not None else None
         return TrainState(model=model, optimizer=optimizer, averaged=averaged)
 
+    def _compare_profiles(self) -> None:
+        """All replicas compute alike, or their bytes would drift apart. Collective.
+
+        Raises:
+            DivergenceError: naming what differs.
+        """
+        if self._group is None or self._group.size() == 1 or not self.experiment.train.exact:
+            return
+        profiles: list[Any] = [None] * self._group.size()
+        dist.all_gather_object(profiles, self.profile.to_json(), group=self._group)
+        for replica, profile in enumerate(profiles):
+            differing = determinism.differences(profiles[0], profile)
+            if differing:
+                raise DivergenceError(
+                    f"replica {replica} computes unlike replica 0 ({'; '.join(differing)}): use "
+                    "one kind of machine, or set train.exact: false"
+                )
+
     def _resume(self) -> None:
-        """Go on from the last whole checkpoint, if there is one."""
+        """Go on from the last whole checkpoint, if there is one.
+
+        Raises:
+            DivergenceError: when it was made with other numerics.
+        """
         found = self._checkpoints.load_last() if self._checkpoints else None
         if found is not None:
+            differing = determinism.differences(self.profile.to_json(), found[1]["profile"])
+            if differing and self.experiment.train.exact:
+                raise DivergenceError(
+                    f"the checkpoint of step {found[1]['step']} was made with other numerics "
+                    f"({'; '.join(differing)}): resume on the same kind of machine, or set "
+                    "train.exact: false"
+                )
             self.state.load(*found)
             self._saved_step = self.state.step
         self._report(
@@ -295,17 +325,19 @@ def refuse_inexact(model: torch.nn.Module) -> None:
     """What the exact step cannot do.
 
     Raises:
-        TrainingError: naming the module or tensor, and the way out.
+        ExperimentError: naming the modules and tensors, and the way out.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.SyncBatchNorm):
-            raise TrainingError(
-                f"{name or 'the model'} is SyncBatchNorm, which mixes shards: use BatchNorm, whose "
-                "statistics are averaged over the shards of each step"
-            )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise TrainingError(
-                f"{name} is {tensor.dtype}: weights must be float32; for less precise arithmetic "
-                "set train.precision: bf16"
-            )
+    problems = [
+        f"model: {name or 'the model'} is SyncBatchNorm, which mixes shards: use BatchNorm, whose "
+        "statistics are averaged over the shards of each step"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.SyncBatchNorm)
+    ]
+    problems += [
+        f"model: {name} is {tensor.dtype}: weights must be float32; for less precise arithmetic "
+        "set train.precision: bf16"
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if tensor.is_floating_point() and tensor.dtype != torch.float32
+    ]
+    if problems:
+        raise ExperimentError("experiment", problems)

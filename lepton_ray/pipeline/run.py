@@ -1,38 +1,31 @@
-"""The only place that wires the layers: plan, tune, train, record, gate, serve.
+"""One run of an experiment, stage by stage.
 
 Each stage leaves its result in the run's folder, so that a killed run goes on with ``resume``.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 from torch import Tensor
 
-from lepton_ray import data, models
-from lepton_ray.config import flatten, load, render, with_settings
+from lepton_ray import models
+from lepton_ray.config import flatten, render, with_settings
 from lepton_ray.config import schema as config
-from lepton_ray.data import sources
-from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import (
-    DivergenceError,
-    EndpointError,
     ExperimentError,
     GateError,
-    InputError,
 )
 from lepton_ray.jobs import provenance, session
-from lepton_ray.jobs.planning import Plan, make_plan
+from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder
 from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
+from lepton_ray.pipeline.checks import check_endpoint, score
 from lepton_ray.serving import endpoint, package
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
@@ -41,46 +34,13 @@ from lepton_ray.tracking import gate, registry
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.training import baselines
 from lepton_ray.training.checkpoint import CheckpointFolder
-from lepton_ray.training.determinism import differences
-from lepton_ray.training.digest import first_broken_link, state_sha256
+from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.metrics import DIRECTIONS, classification
 from lepton_ray.training.trainer import TrainResult, train
 from lepton_ray.tuning import study
 
 CHECKED_ROWS = 32  # test samples sent to a new endpoint
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The verbs of the command line in Python: ``Experiment.load(path).run()``."""
-
-    config: config.Experiment
-
-    @staticmethod
-    def load(path: str | Path, settings: Sequence[str] = ()) -> Experiment:
-        """See `lepton_ray.config.load`."""
-        return Experiment(load(path, settings))
-
-    def plan(self, *, address: str | None = None) -> Plan:
-        """Check everything and run one real step; changes nothing."""
-        return make_plan(self.config, address=address)[0]
-
-    def tune(self, **options: Any) -> dict[str, Any]:
-        """Search; returns the best trial. Options as for `run`."""
-        return Run(self.config, "tune", **options).go()
-
-    def train(self, **options: Any) -> dict[str, Any]:
-        """Train, evaluate and register, without a search. Options as for `run`."""
-        return Run(self.config, "train", **options).go()
-
-    def run(self, **options: Any) -> dict[str, Any]:
-        """Plan, tune, train, register, gate, serve. Options are those of `Run`.
-
-        Raises:
-            GateError: when the version was not promoted; it stays registered.
-        """
-        return Run(self.config, "run", **options).go()
 
 
 STAGES = {
@@ -363,36 +323,6 @@ class Run:
         }
 
 
-def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
-    """Metrics of a version on the test split, from its own runtime.
-
-    Classes are matched by name, so that a version trained on other labels is scored fairly.
-    """
-    answers = runtime.predict_columns(dataset.test_columns).probabilities
-    classes = list(runtime.schema.classes)
-    probabilities: npt.NDArray[np.float64] = np.zeros((len(answers), len(dataset.schema.classes)))
-    for position, label in enumerate(dataset.schema.classes):
-        if label in classes:
-            probabilities[:, position] = answers[:, classes.index(label)]
-    return classification(probabilities, dataset.test.y)
-
-
-def check_endpoint(url: str, runtime: Runtime, rows: list[dict[str, Any]]) -> int:
-    """Send rows over HTTP and compare with the same version in this process, bit for bit.
-
-    Raises:
-        EndpointError: for any answer that differs.
-    """
-    expected = [answer.model_dump() for answer in runtime.predict(rows)]
-    answered = endpoint.query(url, rows)["predictions"]
-    for position, (ours, theirs) in enumerate(zip(expected, answered, strict=True)):
-        if ours != theirs:
-            raise EndpointError(
-                f"{url} answers row {position} with {theirs}, load_model with {ours}"
-            )
-    return len(rows)
-
-
 def _missed(experiment: config.Experiment, registered: dict[str, Any], done: dict[str, Any]) -> str:
     metric = experiment.gate.metric
     value = registered["test"]["model"][metric]
@@ -427,82 +357,3 @@ def _settings(params: Mapping[str, Any]) -> str:
         f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
         for path, value in params.items()
     )
-
-
-def verify(run: str, *, workers: int, address: str | None, terminal: Terminal) -> dict[str, Any]:
-    """Train a finished run again over another number of workers and compare every link.
-
-    Args:
-        run: the run's folder.
-
-    Raises:
-        DivergenceError: naming the first step that differs.
-        InputError: when the run has no finished training, or the data have changed.
-    """
-    folder = RunFolder.open(Path(run))
-    done = folder.stage("train")
-    if done is None:
-        raise InputError(f"{run} has no finished training to verify")
-    experiment = load(folder.path / "experiment.yaml")
-    tuned = folder.stage("tune")
-    experiment = with_settings(
-        experiment,
-        {
-            **(tuned["best"]["params"] if tuned else {}),
-            "workers.min": workers,
-            "workers.max": workers,
-        },
-    )
-    dataset = data.load(experiment.data)
-    if dataset.digest != folder.recall("data_digest"):
-        raise InputError(f"the data of {run} have changed: their digest is {dataset.digest}")
-    terminal.say(f"verify {run}: {done['steps']} steps again on {workers} workers")
-    with session.session(address), tempfile.TemporaryDirectory() as scratch:
-        session.check_room(experiment.workers, session.resources(), "the cluster")
-        again = train(experiment, ray.put(dataset), folder=Path(scratch))
-    expected = [(step, link) for step, link in done["links"]]
-    broken = first_broken_link(expected, again.links)
-    sha256 = state_sha256(again.weights)
-    if broken is not None or sha256 != done["weights_sha256"]:
-        where = f"first at step {broken}" if broken is not None else "in the final weights"
-        profile = differences(again.profile, done["profile"])
-        raise DivergenceError(
-            f"{run} and its verification differ, {where}; "
-            + (f"numerics: {'; '.join(profile)}" if profile else "their numerics are equal")
-        )
-    terminal.say(f"equal  {len(expected)} links and the weights {sha256[:12]}")
-    return {"run": run, "workers": workers, "links": len(expected), "weights_sha256": sha256}
-
-
-def serve_model(
-    reference: str, *, port: int | None, address: str | None, terminal: Terminal
-) -> dict[str, Any]:
-    """Serve a registered version until Ctrl-C, as its own experiment says."""
-    version = registry.resolve(reference)
-    settings = load(version.folder() / "experiment.yaml").serve
-    if port is not None:
-        settings = settings.model_copy(update={"port": port})
-    if session.is_embedded(address):
-        endpoint.check_port(settings.host, settings.port)
-    with session.session(address), endpoint.serving(reference, settings) as live:
-        terminal.say(
-            f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs"
-        )
-        live.keep(terminal.say)
-    return {"url": live.url, "name": version.name, "version": version.version}
-
-
-def predict_file(
-    reference: str, path: str, *, output: str | None, terminal: Terminal
-) -> dict[str, Any]:
-    """Predict every row of a JSONL, CSV or Parquet file; one JSON line a row."""
-    rows = sources.read_rows(Path(path))
-    answers = load_model(reference).predict(rows)
-    lines = [answer.model_dump_json() for answer in answers]
-    if output is None:
-        for line in lines:
-            terminal.say(line)
-    else:
-        Path(output).write_text("".join(line + "\n" for line in lines))
-        terminal.say(f"{len(lines)} predictions written to {output}")
-    return {"rows": len(lines), "output": output}

@@ -1,0 +1,44 @@
+"""What is measured of a version: its scores, and that its endpoint gives the same answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_ray.data.dataset import Dataset
+from lepton_ray.errors import EndpointError
+from lepton_ray.serving import endpoint
+from lepton_ray.serving.runtime import Runtime
+from lepton_ray.training.metrics import classification
+
+
+def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
+    """Metrics of a version on the test split, from its own runtime.
+
+    Classes are matched by name, so that a version trained on other labels is scored fairly.
+    """
+    answers = runtime.predict_columns(dataset.test_columns).probabilities
+    classes = list(runtime.schema.classes)
+    probabilities: npt.NDArray[np.float64] = np.zeros((len(answers), len(dataset.schema.classes)))
+    for position, label in enumerate(dataset.schema.classes):
+        if label in classes:
+            probabilities[:, position] = answers[:, classes.index(label)]
+    return classification(probabilities, dataset.test.y)
+
+
+def check_endpoint(url: str, runtime: Runtime, rows: list[dict[str, Any]]) -> int:
+    """Send rows over HTTP and compare with the same version in this process, bit for bit.
+
+    Raises:
+        EndpointError: for any answer that differs.
+    """
+    expected = [answer.model_dump() for answer in runtime.predict(rows)]
+    answered = endpoint.query(url, rows)["predictions"]
+    for position, (ours, theirs) in enumerate(zip(expected, answered, strict=True)):
+        if ours != theirs:
+            raise EndpointError(
+                f"{url} answers row {position} with {theirs}, load_model with {ours}"
+            )
+    return len(rows)

@@ -1,0 +1,64 @@
+"""Train a finished run again and compare every link of its digest."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from lepton_ray import data
+from lepton_ray.config import load, with_settings
+from lepton_ray.errors import DivergenceError, InputError
+from lepton_ray.jobs import session
+from lepton_ray.jobs.runs import RunFolder
+from lepton_ray.jobs.watchers import Terminal
+from lepton_ray.training.determinism import differences
+from lepton_ray.training.digest import first_broken_link, state_sha256
+from lepton_ray.training.trainer import train
+
+
+def verify(run: str, *, workers: int, address: str | None, terminal: Terminal) -> dict[str, Any]:
+    """Train a finished run again over another number of workers and compare every link.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        DivergenceError: naming the first step that differs.
+        InputError: when the run has no finished training, or the data have changed.
+    """
+    folder = RunFolder.open(Path(run))
+    done = folder.stage("train")
+    if done is None:
+        raise InputError(f"{run} has no finished training to verify")
+    experiment = load(folder.path / "experiment.yaml")
+    tuned = folder.stage("tune")
+    experiment = with_settings(
+        experiment,
+        {
+            **(tuned["best"]["params"] if tuned else {}),
+            "workers.min": workers,
+            "workers.max": workers,
+        },
+    )
+    dataset = data.load(experiment.data)
+    if dataset.digest != folder.recall("data_digest"):
+        raise InputError(f"the data of {run} have changed: their digest is {dataset.digest}")
+    terminal.say(f"verify {run}: {done['steps']} steps again on {workers} workers")
+    with session.session(address), tempfile.TemporaryDirectory() as scratch:
+        session.check_room(experiment.workers, session.resources(), "the cluster")
+        again = train(experiment, ray.put(dataset), folder=Path(scratch))
+    expected = [(step, link) for step, link in done["links"]]
+    broken = first_broken_link(expected, again.links)
+    sha256 = state_sha256(again.weights)
+    if broken is not None or sha256 != done["weights_sha256"]:
+        where = f"first at step {broken}" if broken is not None else "in the final weights"
+        profile = differences(again.profile, done["profile"])
+        raise DivergenceError(
+            f"{run} and its verification differ, {where}; "
+            + (f"numerics: {'; '.join(profile)}" if profile else "their numerics are equal")
+        )
+    terminal.say(f"equal  {len(expected)} links and the weights {sha256[:12]}")
+    return {"run": run, "workers": workers, "links": len(expected), "weights_sha256": sha256}

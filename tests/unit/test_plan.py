@@ -1,0 +1,89 @@
+"""What a plan refuses before anything is started, and what it finds."""
+
+from __future__ import annotations
+
+import pytest
+
+from lepton_ray.config import validate
+from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
+from lepton_ray.jobs.planning import make_plan
+
+SMALL = {
+    "name": "plan",
+    "data": {"kind": "image", "source": "sklearn:digits", "split": {"test": 0.7}},
+    "model": {"name": "mlp", "width": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def store(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+
+def plan(**sections):
+    return make_plan(validate({**SMALL, **sections}))[0]
+
+
+def test_a_plan_tries_a_real_step() -> None:
+    found = plan(train={"epochs": 2, "batch": 64})
+    assert found.samples == {"train": 486, "validation": 53, "test": 1258}
+    assert found.steps == 2 * (486 // 64)
+    assert 2.0 < found.loss < 3.0
+    assert found.metrics == ("train_loss", "val_loss", "val_accuracy")
+    assert "486 train" in found.table()
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "said"),
+    [
+        ({"model": {"name": "ccn"}}, ExperimentError, "did you mean 'cnn'"),
+        ({"model": {"name": "mlp", "widht": 3}}, ExperimentError, "did you mean 'width'"),
+        ({"model": {"name": "cnn", "blocks": 9}}, ExperimentError, "9 blocks need images of 512"),
+        ({"model": {"name": "no.such:thing"}}, ExperimentError, "No module named"),
+        ({"train": {"optimizer": {"name": "adm"}}}, ExperimentError, "did you mean 'adam'"),
+        ({"train": {"optimizer": {"name": "lbfgs"}}}, ExperimentError, "no optimizer 'lbfgs'"),
+        ({"train": {"optimizer": {"beta": 1}}}, ExperimentError, "takes no 'beta', did you mean"),
+        ({"train": {"batch": 512}}, DataError, "only 486 samples: set a smaller batch"),
+        ({"train": {"early_stop": {"metric": "val_los"}}}, ExperimentError, "'val_loss'"),
+        ({"gate": {"metric": "acuracy"}}, ExperimentError, "did you mean 'accuracy'"),
+        (
+            {"tune": {"metric": "val_auc", "space": {"train.batch": {"choice": [32]}}}},
+            ExperimentError,
+            "tune.metric: 'val_auc' is never reported",
+        ),
+        (
+            {"tune": {"space": {"train.optimizer.lrr": {"uniform": [0, 1]}}}},
+            ExperimentError,
+            "names no setting, did you mean 'train.optimizer.lr'",
+        ),
+        (
+            {"tune": {"space": {"train.batch": {"choice": [32, 33]}}}},
+            ExperimentError,
+            "tune.space.train.batch: 33: .*batch must be a multiple of shards",
+        ),
+        ({"workers": {"min": 4, "max": 4, "cpus": 99}}, ClusterError, "CPU are missing"),
+        ({"workers": {"gpus": 1, "cpus": 1}}, ClusterError, "1 GPU are missing"),
+        ({"model": {"name": "tests.nets:scatter"}}, ExperimentError, "set train.exact: false"),
+        ({"model": {"name": "tests.nets:synchronized"}}, ExperimentError, "is SyncBatchNorm"),
+        ({"model": {"name": "tests.nets:doubles"}}, ExperimentError, "weights must be float32"),
+        ({"model": {"name": "tests.nets:explode"}}, TrainingError, "this model cannot be trained"),
+    ],
+)
+def test_refused(sections: dict, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        plan(**sections)
+
+
+def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////no/such/folder/mlflow.db")
+    with pytest.raises(StoreError, match="/no/such/folder does not exist"):
+        plan()
+
+
+def test_inexact_training_allows_what_exact_training_does_not() -> None:
+    plan(model={"name": "tests.nets:scatter"}, train={"exact": False})
