@@ -9,6 +9,8 @@ import argparse
 import json
 import logging
 import os
+import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     terminal = _Terminal(quiet=options.json)
     log_file = None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as tidily as Ctrl-C
     try:
         log_file = _log_to_file(options)
         result = options.call(options, terminal)
@@ -268,7 +271,8 @@ def _log_to_file(options: argparse.Namespace) -> Path | None:
 
 def _interrupted(options: argparse.Namespace) -> str:
     if options.command in ("run", "tune", "train"):
-        return f"stopped; go on with: lepton-ray {options.command} {options.file} --resume"
+        words = [options.command, options.file, *(f"--set={s}" for s in options.settings)]
+        return f"stopped; go on with: lepton-ray {shlex.join(words)} --resume"
     return "stopped"
 
 

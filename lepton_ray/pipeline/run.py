@@ -18,6 +18,7 @@ from lepton_ray import models
 from lepton_ray.config import flatten, render, with_settings
 from lepton_ray.config import schema as config
 from lepton_ray.errors import (
+    CheckpointError,
     ExperimentError,
     GateError,
 )
@@ -213,7 +214,8 @@ class Run:
         model = models.build(
             experiment.model, dataset.preprocess.input_shape, len(dataset.schema.classes)
         )
-        model.load_state_dict(self._weights(experiment))
+        expected = results["train"]["weights_sha256"]
+        model.load_state_dict(self._weights(experiment, expected))
         package.build(
             folder,
             model=model,
@@ -304,7 +306,7 @@ class Run:
             return self._experiment
         return with_settings(self._experiment, results["tune"]["best"]["params"])
 
-    def _weights(self, experiment: config.Experiment) -> dict[str, Tensor]:
+    def _weights(self, experiment: config.Experiment, expected: str) -> dict[str, Tensor]:
         """What training gave; after a resume, from its last checkpoint."""
         if self._result is not None:
             return self._result.weights
@@ -313,7 +315,13 @@ class Run:
             self._dataset,
             checkpoints=CheckpointFolder(str(self._folder.path / "checkpoints")),
         )
-        return replica.state.final_weights()
+        weights = replica.state.final_weights()
+        if state_sha256(weights) != expected:
+            raise CheckpointError(
+                f"the last checkpoint in {self._folder.path} is not the end of its training: "
+                "start anew without --resume"
+            )
+        return weights
 
     def _common_tags(self) -> dict[str, str]:
         return {

@@ -74,6 +74,7 @@ def train(
         TrainingError: with the traceback of the training function.
     """
     workers = experiment.workers
+    folder = folder.resolve()  # Ray Train's workers have working folders of their own
     controller_name = f"lepton_ray-{uuid.uuid4().hex}"
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     size: Any = (workers.min, workers.max)
@@ -94,7 +95,7 @@ def train(
         torch_config=Backend(timeout_s=COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=str(folder.resolve()),
+            storage_path=str(folder),
         ),
     )
     outcome: dict[str, Any] = {}
