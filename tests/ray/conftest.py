@@ -1,0 +1,44 @@
+"""One local Ray for the whole of tests/ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from lepton_ray import data
+from lepton_ray.config import validate
+from lepton_ray.config.schema import Experiment
+from lepton_ray.data import Dataset
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def experiment(**sections) -> Experiment:
+    """A training of a second on scikit-learn's digits."""
+    return validate(
+        {
+            "name": "small",
+            "data": {"kind": "image", "source": "sklearn:digits", "split": {"test": 0.6}},
+            "model": {"name": "cnn", "width": 4},
+            "train": {"epochs": 3, "batch": 64, "digest_every": 5},
+            "workers": {"min": 2, "max": 2},
+            **sections,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    return data.load(experiment().data)
+
+
+@pytest.fixture(scope="session")
+def reference(cluster: None, dataset: Dataset) -> ray.ObjectRef:
+    return ray.put(dataset)

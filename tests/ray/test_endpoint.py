@@ -1,0 +1,214 @@
+"""A version in the registry, and its endpoint over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from lepton_ray import models
+from lepton_ray.config import render
+from lepton_ray.config.schema import Serve
+from lepton_ray.data import Dataset
+from lepton_ray.errors import ModelError, ServingError
+from lepton_ray.serving import endpoint, package
+from lepton_ray.serving.app import MAX_BODY_BYTES
+from lepton_ray.serving.load import load_model
+from lepton_ray.serving.runtime import Runtime
+from lepton_ray.serving.signature import signature
+from lepton_ray.tracking import registry
+from lepton_ray.tracking.store import Tracker
+from tests.ray.conftest import experiment
+
+
+@pytest.fixture(scope="module")
+def registered(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An untrained version, as ``small@champion``."""
+    root = tmp_path_factory.mktemp("registry")
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
+    small = experiment()
+    package.build(
+        root / "version",
+        model=models.build(small.model, dataset.preprocess.input_shape, 10),
+        dataset_schema=dataset.schema,
+        preprocess=dataset.preprocess,
+        experiment_yaml=render(small),
+        sample_x=dataset.test.x[:64],
+        max_batch=64,
+        provenance={},
+    )
+    tracker = Tracker("small", root)
+    version = registry.register(
+        "small",
+        run_id=tracker.start("test"),
+        folder=root / "version",
+        python_model=Path(package.__file__).with_name("pyfunc_model.py"),
+        signature=signature(dataset.schema),
+        tags={},
+    )
+    registry.promote(version)
+    yield "small@champion"
+    if before is None:
+        del os.environ["MLFLOW_TRACKING_URI"]
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@pytest.fixture(scope="module")
+def rows(dataset: Dataset) -> list[dict]:
+    return package.rows(dataset.schema, dataset.test_columns, 100)
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def url(cluster: None, registered: str, port: int) -> Iterator[str]:
+    with endpoint.serving(registered, Serve(port=port)) as live:
+        yield live.url
+
+
+def test_http_answers_are_those_of_load_model_bit_for_bit(
+    url: str, registered: str, rows: list[dict]
+) -> None:
+    expected = [a.model_dump() for a in load_model(registered).predict(rows)]
+    parts = [slice(0, 1), slice(1, 4), slice(4, 30), slice(30, 31), slice(31, 95), slice(95, 100)]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda part: endpoint.query(url, rows[part]), parts * 4))
+    for part, answer in zip(parts * 4, answers, strict=True):
+        assert answer["predictions"] == expected[part]
+        assert (answer["model"], answer["version"]) == ("small", 1)
+
+
+def test_health_and_openapi(url: str) -> None:
+    assert httpx.get(f"{url}/health").json() == {"status": "ok", "model": "small", "version": 1}
+    body = httpx.get(f"{url}/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]
+    row = body["content"]["application/json"]["schema"]["properties"]["rows"]["items"]
+    assert row["required"] == ["image"]
+    assert row["properties"]["image"]["maxItems"] == 8
+    assert httpx.get(f"{url}/docs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "rule"),
+    [
+        ({}, "image", "this field is required"),
+        ({"image": [[1, 2]]}, "image", "nested lists of shape [8, 8]"),
+        ({"image": "a"}, "image", "nested lists of shape [8, 8]"),
+        ({"image": [[17.0] * 8] * 8}, "image", "lie between 0 and 16"),
+        ({"image": [[0.0] * 8] * 8, "label": 3}, "label", "no such field; known: image"),
+        (7, "", "a row is an object"),
+    ],
+)
+def test_wrong_rows_are_422_with_field_rule_and_value(
+    url: str, rows: list[dict], row: object, field: str, rule: str
+) -> None:
+    response = httpx.post(f"{url}/predict", json={"rows": [rows[0], row]})
+    assert response.status_code == 422
+    (problem,) = response.json()["detail"]
+    assert (problem["row"], problem["field"]) == (1, field)
+    assert rule in problem["rule"]
+    assert problem["value"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"rows": []}', b'{"rows": [1], "x": 2}'])
+def test_wrong_bodies_are_422(url: str, body: bytes) -> None:
+    response = httpx.post(f"{url}/predict", content=body)
+    assert response.status_code == 422
+    assert "body" in response.json()["detail"] or "rows" in response.json()["detail"]
+
+
+def test_a_body_that_is_too_large_is_413(url: str) -> None:
+    response = httpx.post(f"{url}/predict", content=b"x" * (MAX_BODY_BYTES + 1))
+    assert response.status_code == 413
+    assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_the_curl_line_is_one_command_with_the_row(url: str, rows: list[dict]) -> None:
+    words = shlex.split(endpoint.curl(url, rows[0]))
+    assert words[:3] == ["curl", "-s", f"{url}/predict"]
+    assert json.loads(words[-1]) == {"rows": [rows[0]]}
+
+
+def test_a_taken_port_is_told_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        with pytest.raises(ServingError, match=f"port {number} .*--set serve.port={number + 1}"):
+            endpoint.check_port("127.0.0.1", number)
+
+
+def test_mlflow_itself_reads_the_version_without_pickle(
+    registered: str, rows: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    loaded = mlflow.pyfunc.load_model(f"models:/{registered}")
+    frame = loaded.predict(pd.DataFrame(rows[:5]))
+    expected = load_model(registered).predict(rows[:5])
+    assert frame["label"].tolist() == [a.label for a in expected]
+    assert frame["probability_3"].tolist() == [a.probabilities["3"] for a in expected]
+
+
+def test_nothing_in_a_version_is_a_pickle(registered: str) -> None:
+    folder = registry.resolve(registered).folder()
+    names = {p.name for p in folder.parents[1].rglob("*") if p.is_file()}
+    assert not [n for n in names if n.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))]
+    assert {"model.pt2", "model.onnx", "preprocess.safetensors", "manifest.json"} <= names
+
+
+def test_a_changed_file_and_a_newer_format_are_refused(registered: str, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "v"
+    shutil.copytree(registry.resolve(registered).folder(), folder)
+    Runtime.load(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(ModelError, match="has format 2.*reads up to 1"):
+        Runtime.load(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    onnx = bytearray((folder / "model.onnx").read_bytes())
+    onnx[-1] ^= 1
+    (folder / "model.onnx").write_bytes(onnx)
+    with pytest.raises(ModelError, match="model.onnx was changed"):
+        Runtime.load(folder)
+
+
+def test_the_runtime_answers_alike_at_any_batch_size(registered: str, dataset: Dataset) -> None:
+    runtime = load_model(registered)
+    assert runtime.manifest["parity"]["batch_invariant"]
+    columns = {"image": dataset.test_columns["image"][:64]}
+    whole = runtime.predict_columns(columns).probabilities
+    alone = [runtime.forward({"image": columns["image"][i : i + 1]}) for i in range(64)]
+    np.testing.assert_array_equal(np.concatenate(alone), whole)
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("small", "NAME@ALIAS or NAME/VERSION"),
+        ("smal@champion", "registered are: small"),
+        ("small@none", "aliases: champion -> 1"),
+        ("small/9", "aliases: champion -> 1"),
+    ],
+)
+def test_unknown_references_say_what_there_is(registered: str, reference: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        registry.resolve(reference)

@@ -1,0 +1,65 @@
+"""A study over Ray Tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from lepton_ray.errors import StudyError
+from lepton_ray.tuning import study
+from lepton_ray.tuning.journal import Journal
+from tests.ray.conftest import experiment
+
+SPACE = {
+    "train.optimizer.lr": {"loguniform": [1e-4, 3e-2]},
+    "model.width": {"choice": [4, 8]},
+}
+
+
+def test_a_study_finds_stops_and_resumes(reference: ray.ObjectRef, tmp_path: Path) -> None:
+    settings = {"trials": 4, "space": SPACE}
+    small = experiment(tune=settings)
+    events: list[dict] = []
+    best, journal = study.run(small, reference, folder=tmp_path, on_event=events.append)
+    assert len(journal.finished) == 4
+    assert {r.state for r in journal.finished} <= {"finished", "pruned"}
+    assert journal.finished[0].params["model.width"] in (4, 8)
+    finished = [r for r in journal.finished if r.state == "finished"]
+    assert best.values[-1] == min(r.values[-1] for r in finished)
+    assert all(len(r.values) == 3 for r in finished)
+    first = next(r for r in journal.finished if r.params["train.optimizer.lr"] == 1e-3)
+    assert first.params["model.width"] == 4, "the experiment's own values come first"
+    assert [e["kind"] for e in events].count("trial_end") == 4
+
+    more = experiment(tune={**settings, "trials": 6})
+    _, extended = study.run(more, reference, folder=tmp_path)
+    assert [r.id for r in extended.finished[:4]] == [r.id for r in journal.finished]
+    assert len(extended.finished) == 6
+
+
+def test_a_bad_trial_does_not_end_the_study(reference: ray.ObjectRef, tmp_path: Path) -> None:
+    settings = {
+        "trials": 4,
+        "searcher": "random",
+        "scheduler": "none",
+        "space": {"model.name": {"choice": ["tests.nets:explode", "mlp"]}},
+    }
+    best, journal = study.run(
+        experiment(model={"name": "mlp"}, tune=settings), reference, folder=tmp_path
+    )
+    assert best.params == {"model.name": "mlp"}
+    failed = [r for r in journal.finished if r.state == "failed"]
+    assert failed
+    assert all("this model cannot be trained" in r.error for r in failed)
+    assert len(Journal(tmp_path).finished) == 4
+
+
+def test_no_finished_trial_is_an_error_with_the_reason(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    settings = {"trials": 2, "space": {"train.batch": {"choice": [32, 64]}}}
+    broken = experiment(model={"name": "tests.nets:explode"}, tune=settings)
+    with pytest.raises(StudyError, match="none of 2 trials finished(.|\n)*cannot be trained"):
+        study.run(broken, reference, folder=tmp_path)
