@@ -246,9 +246,10 @@ class Tune(Section):
     @classmethod
     def _paths(cls, space: dict[str, Distribution]) -> dict[str, Distribution]:
         for path in space:
-            if path.split(".")[0] not in ("model", "train", "data"):
+            if path.split(".")[0] not in ("model", "train"):
                 raise ValueError(
-                    f"{path!r} cannot be searched: a path starts with model., train. or data."
+                    f"{path!r} cannot be searched: a path starts with model. or train. (the data "
+                    "are read once, for all trials)"
                 )
         return space
 

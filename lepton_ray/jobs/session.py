@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 5
 
 
 @contextlib.contextmanager
@@ -31,6 +34,8 @@ def session(address: str | None = None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _reach(address)
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     try:
         if address:
@@ -46,6 +51,20 @@ def session(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Something listens at ``host:port``: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" and the like: Ray knows where
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
+            "an embedded one"
+        ) from error
 
 
 def is_embedded(address: str | None = None) -> bool:

@@ -9,7 +9,7 @@ from lepton_ray.config import flatten, render
 from lepton_ray.config.schema import Experiment
 from lepton_ray.jobs.runs import RunFolder
 from lepton_ray.tracking.store import Tracker
-from lepton_ray.tuning.journal import TrialRecord
+from lepton_ray.tuning.journal import Journal, TrialRecord
 
 
 class Terminal(Protocol):
@@ -109,6 +109,11 @@ class StudyWatcher:
         if found is not None:
             self.run_id = str(found)
             tracker.reopen(self.run_id)
+            tracker.end_children(self.run_id)
+            journal = Journal(folder.path / "study")
+            self._ended = len(journal.finished)
+            best = journal.best(self._settings.mode)
+            self._best = best.values[-1] if best else None
             return
         self.run_id = tracker.start(
             f"study {folder.id}",

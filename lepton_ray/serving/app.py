@@ -89,15 +89,15 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
             try:
                 rows = await _read_rows(request)
                 columns = columns_of(self._runtime.schema, rows)
+                answers = self._runtime.answers(await self._batched(columns))
             except RowsError as error:
                 return JSONResponse({"detail": [vars(p) for p in error.problems]}, 422)
             except _RefusedError as error:
                 return JSONResponse({"detail": str(error)}, error.status)
-            predictions = await self._batched(columns)
             return Response(
                 model=self._runtime.name,
                 version=self._runtime.version,
-                predictions=self._runtime.answers(predictions),
+                predictions=answers,
             )
 
         @api.get("/health")
@@ -131,7 +131,7 @@ async def _read_rows(request: Request) -> list[dict[str, Any]]:
             raise _RefusedError(413, f"{limit}: send fewer rows")
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _RefusedError(422, f"the body must be JSON: {error}") from None
     rows = value.get("rows") if isinstance(value, dict) else None
     if not isinstance(rows, list) or not rows or set(value) != {"rows"}:

@@ -38,15 +38,16 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / NAME).read_text())
-        format_, files = manifest["format"], manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
+        format_ = int(manifest["format"])
+        if format_ > FORMAT:  # before anything else is read, which may be of another form
+            raise ModelError(
+                f"{folder} has format {format_}, made by lepton_ray "
+                f"{manifest.get('software', {}).get('lepton-ray', '?')}; this one reads up to "
+                f"{FORMAT}: install a newer lepton_ray"
+            )
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder} is not a model version of lepton_ray: {error}") from error
-    if format_ > FORMAT:
-        raise ModelError(
-            f"{folder} has format {format_}, made by lepton_ray "
-            f"{manifest.get('software', {}).get('lepton-ray', '?')}; this one reads up to "
-            f"{FORMAT}: install a newer lepton_ray"
-        )
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():

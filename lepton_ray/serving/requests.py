@@ -70,7 +70,7 @@ def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
         if not isinstance(row, Mapping):
             problems.append(Problem(position, "", "a row is an object", _shown(row)))
             continue
-        for name in row.keys() - known:
+        for name in sorted(row.keys() - known, key=str):
             rule = f"no such field; known: {', '.join(sorted(known))}"
             problems.append(Problem(position, str(name), rule, _shown(row[name])))
         for column in schema.columns:
@@ -110,8 +110,11 @@ def _image_problem(column: Column, value: Any) -> str:
 
 
 def _number_problem(column: Column, value: Any) -> str:
-    if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
-        return ""
+    try:
+        if isinstance(value, bool | int | float | np.number) and math.isfinite(value):
+            return ""
+    except OverflowError:  # JSON has whole numbers beyond every float
+        pass
     return "must be a finite number"
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
-from lepton_ray.serving.requests import Answer, columns_of
+from lepton_ray.serving.requests import Answer, Problem, RowsError, columns_of
 
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
@@ -73,7 +73,7 @@ class Runtime:
         """An answer for each row.
 
         Raises:
-            RowsError: when rows do not fit the columns.
+            RowsError: when rows do not fit the columns, or have no finite answer.
         """
         return self.answers(self.predict_columns(columns_of(self.schema, rows)))
 
@@ -95,7 +95,16 @@ class Runtime:
         return softmax(run_session(self._session, self._preprocess.apply(columns)))
 
     def answers(self, predictions: Predictions) -> list[Answer]:
-        """Predictions in the form that goes over HTTP."""
+        """Predictions in the form that goes over HTTP.
+
+        Raises:
+            RowsError: for rows whose numbers are so large that the answer is none.
+        """
+        finite = np.isfinite(predictions.probabilities).all(axis=1)
+        if not finite.all():
+            rule = "the model has no finite answer to numbers as large as in this row"
+            shown = "nan"
+            raise RowsError([Problem(int(i), "", rule, shown) for i in np.flatnonzero(~finite)])
         classes = self.schema.classes
         return [
             Answer(label=str(label), probabilities=dict(zip(classes, row, strict=True)))

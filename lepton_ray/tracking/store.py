@@ -118,6 +118,12 @@ class Tracker:
         """Mark a run of an earlier process as running again."""
         self.client.update_run(run_id, status="RUNNING")
 
+    def end_children(self, parent: str) -> None:
+        """Mark runs that a killed process left running below ``parent`` as killed."""
+        cut_off = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment_id], cut_off):
+            self.client.set_terminated(run.info.run_id, "KILLED")
+
     def metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
         """Record numbers; they reach the store within a second or with `finish`."""
         now = int(time.time() * 1000)

@@ -49,9 +49,14 @@ class OptunaSearcher(Searcher):
         self._study = optuna.create_study(sampler=_sampler(tune), direction=direction)
         for record in journal.finished:
             self._add(record)
-        for trial_id, params in list(journal.unfinished.items()):
-            self._study.enqueue_trial(params)
-            journal.unfinished.pop(trial_id)
+        # The journal keeps every start. One that was tried again since, by an earlier resume, has
+        # its settings among the finished ones, or twice among the unfinished.
+        tried = [record.params for record in journal.finished]
+        for params in journal.unfinished.values():
+            if params not in tried:
+                tried.append(params)
+                self._study.enqueue_trial(params)
+        journal.unfinished.clear()
         if not journal.finished and first:
             self._study.enqueue_trial(first, skip_if_exists=True)
 

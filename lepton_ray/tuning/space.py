@@ -77,7 +77,7 @@ def check(experiment: Experiment) -> None:
     optimizer = {
         f"train.optimizer.{name}" for name in optimizer_parameters(experiment.train.optimizer.name)
     }
-    known = {p for p in settings_of(Experiment) if p.split(".")[0] in ("train", "data")} | optimizer
+    known = {p for p in settings_of(Experiment) if p.startswith("train.")} | optimizer
     known |= {f"model.{name}" for name in taken or ()}
     problems = []
     for path, where in experiment.tune.space.items():

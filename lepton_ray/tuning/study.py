@@ -74,6 +74,7 @@ def _tune(
     # more than a short trial.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would swallow every later Ctrl-C
     trainable = tune.with_parameters(
         Trial, experiment=experiment.model_dump(mode="json"), dataset=[dataset]
     )

@@ -15,14 +15,15 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from ray import serve
 
-from lepton_ray import models
+from lepton_ray import data, models
 from lepton_ray.config import render
-from lepton_ray.config.schema import Serve
+from lepton_ray.config.schema import Model, Serve, TableData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, ServingError
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.app import MAX_BODY_BYTES
+from lepton_ray.serving.app import MAX_BODY_BYTES, application
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
@@ -126,11 +127,55 @@ def test_wrong_rows_are_422_with_field_rule_and_value(
     assert problem["value"]
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"rows": []}', b'{"rows": [1], "x": 2}'])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'{"rows": []}', b'{"rows": [1], "x": 2}', b"\xff", b"[" * 100_000],
+    ids=lambda body: body[:8],
+)
 def test_wrong_bodies_are_422(url: str, body: bytes) -> None:
     response = httpx.post(f"{url}/predict", content=body)
     assert response.status_code == 422
     assert "body" in response.json()["detail"] or "rows" in response.json()["detail"]
+
+
+def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path) -> None:
+    n = 300
+    frame = pd.DataFrame({"age": np.arange(n), "city": ["Bonn", "Rom"] * (n // 2)})
+    frame.assign(y=frame.age > n // 2).to_csv(tmp_path / "people.csv", index=False)
+    table = data.load(TableData(kind="table", source=str(tmp_path / "people.csv"), target="y"))
+    package.build(
+        tmp_path / "version",
+        model=models.build(Model(name="mlp", width=8), table.preprocess.input_shape, 2),
+        dataset_schema=table.schema,
+        preprocess=table.preprocess,
+        experiment_yaml="",
+        sample_x=table.test.x,
+        max_batch=64,
+        provenance={},
+    )
+    runtime = Runtime.load(tmp_path / "version")
+    config = Serve(batch={"max": 64, "wait_ms": 50})
+    serve.run(
+        application(tmp_path / "version", "people", 1, config),
+        name="people",
+        route_prefix="/people",
+    )
+    good = [{"age": 7, "city": "Rom"}, {"age": 7.5, "city": "Atlantis"}]
+    sent = [good, [*good, {"age": 1e300, "city": "Rom"}], [{"age": 10**400, "city": "Rom"}]] * 4
+    try:
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(
+                pool.map(lambda r: httpx.post(f"{url}/people/predict", json={"rows": r}), sent)
+            )
+    finally:
+        serve.delete("people")
+    assert [a.status_code for a in answers] == [200, 422, 422] * 4
+    expected = [a.model_dump() for a in runtime.predict(good)]
+    for of_good, no_answer, no_number in zip(*[iter(answers)] * 3, strict=True):
+        assert of_good.json()["predictions"] == expected, "whoever else is in the batch"
+        assert "no finite answer" in no_answer.json()["detail"][0]["rule"]
+        assert no_answer.json()["detail"][0]["row"] == 2
+        assert no_number.json()["detail"][0]["rule"] == "must be a finite number"
 
 
 def test_a_body_that_is_too_large_is_413(url: str) -> None:

@@ -9,7 +9,7 @@ import ray
 
 from lepton_ray.errors import StudyError
 from lepton_ray.tuning import study
-from lepton_ray.tuning.journal import Journal
+from lepton_ray.tuning.journal import Journal, TrialRecord
 from tests.ray.conftest import experiment
 
 SPACE = {
@@ -37,6 +37,34 @@ def test_a_study_finds_stops_and_resumes(reference: ray.ObjectRef, tmp_path: Pat
     _, extended = study.run(more, reference, folder=tmp_path)
     assert [r.id for r in extended.finished[:4]] == [r.id for r in journal.finished]
     assert len(extended.finished) == 6
+
+
+def test_a_killed_study_does_what_is_left_and_first_what_was_cut_off(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    done = {"train.optimizer.lr": 0.001, "model.width": 4}
+    cut_off = {"train.optimizer.lr": 0.02, "model.width": 8}
+    killed = Journal(tmp_path)
+    killed.start("done", done)
+    killed.finish(TrialRecord(id="done", params=done, state="finished", values=[9.0, 9.0, 9.0]))
+    killed.start("cut-off", cut_off)
+    with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write('{"star')
+    events: list[dict] = []
+    best, _ = study.run(
+        experiment(tune={"trials": 3, "scheduler": "none", "space": SPACE}),
+        reference,
+        folder=tmp_path,
+        on_event=events.append,
+    )
+    started = [e["params"] for e in events if e["kind"] == "trial_start"]
+    assert len(started) == 2
+    assert started[0] == cut_off
+    assert done not in started
+    journal = Journal(tmp_path)
+    assert [r.state for r in journal.finished] == ["finished"] * 3
+    assert best.values[-1] < 9.0
+    assert len(best.values) == 3
 
 
 def test_a_bad_trial_does_not_end_the_study(reference: ray.ObjectRef, tmp_path: Path) -> None:

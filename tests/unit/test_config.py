@@ -65,6 +65,7 @@ def test_all_problems_are_told_at_once() -> None:
         (SMALL + "workers: {max: 9}", "set train.shards to 16 or workers.max to 4"),
         (SMALL + "tune: {space: {}}", "tune.space"),
         (SMALL + "tune: {space: {serve.port: {choice: [1]}}}", "cannot be searched"),
+        (SMALL + "tune: {space: {data.split.seed: {randint: [1, 9]}}}", "read once, for all"),
         (SMALL + "tune: {space: {train.batch: {randint: [9, 3]}}}", "low < high"),
         (SMALL + "tune: {space: {train.batch: {choice: [9], randint: [3, 4]}}}", "exactly one"),
         (SMALL + "train: {optimizer: {lr: .nan}}", "finite"),

@@ -1,0 +1,157 @@
+"""The commands besides ``run``, on one registered version: their output, their exit codes, and
+what is left of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.test_demo import COMMAND, DEADLINE_S, DIGITS, Process, run
+
+QUICK = ["--set=train.epochs=1", "--set=workers.min=1", "--set=workers.max=1"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``digits/1``, and what the command that made it printed."""
+    folder = tmp_path_factory.mktemp("home")
+    done = command(folder, "train", DIGITS, *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    (folder / "train.json").write_text(done.stdout)
+    (folder / "train.stderr").write_text(done.stderr)
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Standard output and standard error apart."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=DEADLINE_S,
+    )
+
+
+@pytest.fixture
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def row(value: float = 0.0) -> dict:
+    return {"image": [[value] * 8] * 8}
+
+
+def test_json_is_one_object_and_nothing_else(home: Path) -> None:
+    printed = json.loads((home / "train.json").read_text())
+    assert (home / "train.json").read_text().count("\n") == 1
+    assert (home / "train.stderr").read_text() == ""
+    assert (printed["register"]["name"], printed["register"]["version"]) == ("digits", 1)
+    assert printed["train"]["epochs"] == 1
+
+    listed = json.loads(command(home, "models", "list", "--json").stdout)
+    (version,) = listed["models"]
+    assert version["tags"]["lepton_ray.weights_sha256"] == printed["train"]["weights_sha256"]
+    assert version["mlflow_run"] == printed["train"]["run_id"]
+    assert version["aliases"] == [], "training alone promotes nothing"
+    assert "digits/1" in command(home, "models", "list").stdout
+
+
+def test_a_finished_training_is_not_resumed(home: Path) -> None:
+    done = command(home, "train", DIGITS, *QUICK, "--resume")
+    assert done.returncode == 2
+    assert "nothing to resume: no unfinished 'train' of 'digits'" in done.stderr
+
+
+def test_predict_writes_one_line_a_row(home: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row(v)) + "\n" for v in (0.0, 8.0, 16.0)))
+    printed = command(home, "predict", "digits/1", str(data))
+    assert printed.returncode == 0, printed.stderr
+    answers = [json.loads(line) for line in printed.stdout.splitlines()]
+    assert len(answers) == 3
+    assert all(set(a) == {"label", "probabilities"} for a in answers)
+    out = tmp_path / "out.jsonl"
+    assert command(home, "predict", "digits/1", str(data), "-o", str(out)).returncode == 0
+    assert out.read_text() == printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "digits/1", "wrong.jsonl"], "row 1, field 'image': the numbers of an image"),
+        (["predict", "digits/1", "none.jsonl"], "'none.jsonl' does not exist"),
+        (["predict", "digits/1", "train.stderr"], "must end with .csv, .parquet, .jsonl"),
+        (["predict", "digits", "wrong.jsonl"], "NAME@ALIAS or NAME/VERSION"),
+        (["models", "show", "digits@champion"], "digits has the aliases: none"),
+        (["models", "show", "digits/2"], "digits has the aliases: none"),
+        (["models", "show", "didgits/1"], "registered are: digits"),
+        (["models", "show"], "models show needs a MODEL"),
+        (["models", "list", "it's"], "registered are: digits"),
+        (["serve", "digits@champion"], "digits has the aliases: none"),
+        (["verify", "lepton_results"], "is not the folder of a run"),
+        (["plan", "none.yaml"], "none.yaml:\n  cannot be read"),
+    ],
+)
+def test_wrong_arguments_are_exit_2_and_say_why(
+    home: Path, arguments: list[str], said: str
+) -> None:
+    (home / "wrong.jsonl").write_text(f"{json.dumps(row())}\n{json.dumps(row(17.0))}\n")
+    done = command(home, *arguments)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_serve_answers_until_it_is_stopped(home: Path, port: str, stop: signal.Signals) -> None:
+    served = Process(home, "serve", "digits/1", "--port", port)
+    served.wait_for(lambda: "keep   serving" in served.text())
+    url = f"http://127.0.0.1:{port}"
+    assert f"serve  digits/1 on {url}" in served.text()
+    answer = httpx.post(f"{url}/predict", json={"rows": [row()]}).json()
+    assert (answer["model"], answer["version"]) == ("digits", 1)
+
+    code, text = run(home, "serve", "digits/1", "--port", port)
+    assert code == 2, text
+    assert f"port {port} on 127.0.0.1 cannot be used" in text
+
+    served.process.send_signal(stop)
+    code, text = served.end()
+    assert code == 0, text
+    assert served.left() == []
+
+
+def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
+    """SIGTERM, as a scheduler or `kill` sends it, in the middle of trials."""
+    settings = ["--set=tune.trials=8", "--set=tune.scheduler=none", "--set=train.epochs=12"]
+    study = Process(tmp_path, "tune", DIGITS, *settings)
+    results = tmp_path / "lepton_results" / "digits"
+    study.wait_for(
+        lambda: any('"ended"' in p.read_text() for p in results.glob("*/*/trials.jsonl"))
+    )
+    study.process.send_signal(signal.SIGTERM)
+    code, text = study.end()
+    assert code == 130, text
+    (said,) = [line for line in text.splitlines() if line.startswith("stopped; go on with: ")]
+    assert study.left() == []
+    words = said.removeprefix("stopped; go on with: lepton-ray ")
+    again = subprocess.run(
+        f"{COMMAND} {words} --json",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["tune"]["trials"] == 8
