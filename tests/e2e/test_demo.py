@@ -77,8 +77,9 @@ class Process:
         return [line[2] for line in lines if line[0] == mine and not line[1].startswith("Z")]
 
     def left(self) -> list[str]:
-        """What lives on after the end, once it has had time to notice."""
-        end = time.monotonic() + 30
+        """What lives on after the end, once it has had time to notice: the agents of a killed Ray
+        take most of a minute."""
+        end = time.monotonic() + 120
         while (found := self.session()) and time.monotonic() < end:
             time.sleep(0.2)
         return found
