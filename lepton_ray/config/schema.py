@@ -119,7 +119,9 @@ class Checkpoint(Section):
     every_steps: int | None = Field(None, ge=1)
     """Steps between two checkpoints; whichever of the two comes first."""
     keep: int = Field(2, ge=1)
-    """How many of the last ones stay (the best epoch's is kept besides)."""
+    """How many of the last ones stay (each holds the best epoch's weights too)."""
+    keep_every: int | None = Field(None, ge=1)
+    """Also save at every multiple of this many steps, and keep those besides the last ones."""
     max_gb: float = Field(20.0, gt=0)
     """Limit of all kept checkpoints of a run; the oldest go first, the last always stays."""
 
@@ -148,6 +150,10 @@ class Train(Section):
     """Steps between two links of the chained digest that replicas compare."""
     early_stop: EarlyStop | None = None
     checkpoint: Checkpoint = Checkpoint()
+    tensorboard: bool = False
+    """Also write each epoch's metrics for TensorBoard, in the run's folder."""
+    profile: int | None = Field(None, ge=1)
+    """Record this many steps of replica 0 with torch.profiler, into the run's folder."""
 
     @property
     def n_shards(self) -> int:

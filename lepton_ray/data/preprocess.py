@@ -68,7 +68,9 @@ class Preprocess:
                         raise DataError(_missing_message(column.name, int(absent.sum()), n))
                     values = np.where(absent, self.tensors["median"][number], values)
                 mean, scale = self.tensors["mean"][number], self.tensors["scale"][number]
-                features[:, at] = (values - mean) * scale
+                # Too large for float32 becomes infinite, and the answer is refused for it.
+                with np.errstate(over="ignore"):
+                    features[:, at] = (values - mean) * scale
                 at, number = at + 1, number + 1
             else:
                 known = np.asarray(column.categories, np.str_)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
+
+from tensorboardX import SummaryWriter
 
 from lepton_ray.config import flatten, render
 from lepton_ray.config.schema import Experiment
@@ -33,12 +36,23 @@ class Silent:
 
 
 class TrainingWatcher:
-    """Turns what replica 0 reports into MLflow metrics and a progress line."""
+    """Turns what replica 0 reports into MLflow metrics, files of the run and a progress line."""
 
     def __init__(
-        self, run_id: str, tracker: Tracker, terminal: Terminal, experiment: Experiment
+        self,
+        run_id: str,
+        tracker: Tracker,
+        terminal: Terminal,
+        experiment: Experiment,
+        folder: Path,
     ) -> None:
         self._run_id = run_id
+        self._folder = folder
+        self._tensorboard = (
+            SummaryWriter(str(folder / "tensorboard"), flush_secs=1)
+            if experiment.train.tensorboard
+            else None
+        )
         self._tracker = tracker
         self._terminal = terminal
         self._epochs = experiment.train.epochs
@@ -51,6 +65,11 @@ class TrainingWatcher:
         self._dispatch(event)
         if "step" in event and event["kind"] != "start":
             self._last_step, self._stood_since = event["step"], event["at"]
+
+    def close(self) -> None:
+        """Write out what is on its way to files."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def _dispatch(self, event: dict[str, Any]) -> None:
         match event["kind"]:
@@ -83,6 +102,14 @@ class TrainingWatcher:
                 self._terminal.progress(
                     f"train  epoch {event['epoch']}/{self._epochs}: {numbers(event['metrics'])}"
                 )
+                if self._tensorboard is not None:
+                    for name, value in event["metrics"].items():
+                        self._tensorboard.add_scalar(name, value, event["step"])
+            case "profile":
+                trace = self._folder / "profile.json.gz"
+                trace.write_bytes(event["trace"])
+                (self._folder / "profile.txt").write_text(event["table"])
+                self._terminal.say(f"train  profile in {trace}, for ui.perfetto.dev")
             case "checkpoint_failed":
                 self._terminal.say(f"warning: {event['error']}; training goes on")
 

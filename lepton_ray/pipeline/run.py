@@ -5,6 +5,7 @@ Each stage leaves its result in the run's folder, so that a killed run goes on w
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -168,13 +169,14 @@ class Run:
         else:
             self._tracker.reopen(run_id)
         start = time.monotonic()
+        watcher = TrainingWatcher(
+            run_id, self._tracker, self._terminal, experiment, self._folder.path
+        )
         try:
-            result = train(
-                experiment,
-                self._reference,
-                folder=self._folder.path,
-                on_event=TrainingWatcher(run_id, self._tracker, self._terminal, experiment),
-            )
+            with contextlib.closing(watcher):
+                result = train(
+                    experiment, self._reference, folder=self._folder.path, on_event=watcher
+                )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt)
             self._tracker.finish(run_id, "KILLED" if killed else "FAILED")

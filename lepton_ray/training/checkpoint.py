@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -47,15 +47,24 @@ class CheckpointFolder:
     Args:
         uri: a local path or the URI of a pyarrow file system.
         keep: how many of the last ones stay.
+        keep_every: those at a multiple of this many steps stay besides; None for no such.
         max_bytes: limit of all of them together; the last always stays.
     """
 
-    def __init__(self, uri: str, *, keep: int = 2, max_bytes: float = float("inf")) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        keep: int = 2,
+        keep_every: int | None = None,
+        max_bytes: float = float("inf"),
+    ) -> None:
         if "://" in uri:
             self._fs, self._root = pafs.FileSystem.from_uri(uri)
         else:
             self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(uri)
         self._keep = keep
+        self._keep_every = keep_every
         self._max_bytes = max_bytes
 
     def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> Saved:
@@ -138,12 +147,13 @@ class CheckpointFolder:
         os.replace(aside, path)
 
     def _prune(self) -> None:
-        """Drop the oldest beyond ``keep`` and ``max_bytes``."""
-        kept = self.list()
-        while len(kept) > 1 and (
-            len(kept) > self._keep or sum(s.bytes for s in kept) > self._max_bytes
+        for saved in expendable(
+            self.list(),
+            keep=self._keep,
+            keep_every=self._keep_every,
+            max_bytes=self._max_bytes,
         ):
-            self._remove(kept.pop(0).path)
+            self._remove(saved.path)
 
     def _remove(self, folder: str) -> None:
         try:
@@ -156,6 +166,17 @@ class CheckpointFolder:
 
     def _folder(self, step: int) -> str:
         return f"{self._root}/{PREFIX}{step:010d}"
+
+
+def expendable(
+    saved: Sequence[Saved], *, keep: int, keep_every: int | None, max_bytes: float
+) -> list[Saved]:
+    """Which checkpoints go, of those given oldest first; never the last."""
+    gone = [s for s in saved[:-keep] if keep_every is None or s.step % keep_every]
+    kept = [s for s in saved if s not in gone]
+    while len(kept) > 1 and sum(s.bytes for s in kept) > max_bytes:
+        gone.append(kept.pop(0))
+    return gone
 
 
 class Checkpointer:

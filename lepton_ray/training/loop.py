@@ -25,6 +25,7 @@ from lepton_ray.training import determinism, digest, evaluation
 from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
 from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.optimization import build_optimizer
+from lepton_ray.training.profiler import Profiler
 from lepton_ray.training.state import TrainState, averaged_copy
 from lepton_ray.training.step import TrainStep
 
@@ -68,6 +69,8 @@ class Replica:
         self._checkpointer = (
             Checkpointer(checkpoints, self._report) if checkpoints and self._first else None
         )
+        profiled = train.profile if self._first else None
+        self._profiler = Profiler(profiled, self.device, report) if profiled else None
         self._saved_at = time.monotonic()
         self._saved_step = 0
         self._reported_first_step = False
@@ -158,6 +161,8 @@ class Replica:
             yield self._epoch()
         if self._checkpointer:
             self._checkpointer.wait()
+        if self._profiler:
+            self._profiler.stop()
 
     @property
     def epoch(self) -> int:
@@ -214,6 +219,8 @@ class Replica:
     def advance(self) -> None:
         """One step and what follows it: digest, checkpoint, a pause that was asked for."""
         self._step.run()
+        if self._profiler:
+            self._profiler.step()
         if not self._reported_first_step:
             self._reported_first_step = True
             self._report({"kind": "first_step", "step": self.state.step})
@@ -298,7 +305,8 @@ class Replica:
         due = time.monotonic() - self._saved_at >= limits.every_s or (
             limits.every_steps is not None and steps >= limits.every_steps
         )
-        if force or (due and not self._checkpointer.busy):
+        lasting = limits.keep_every is not None and self.state.step % limits.keep_every == 0
+        if force or lasting or (due and not self._checkpointer.busy):
             tensors, values = self.state.dump()
             values["profile"] = self.profile.to_json()
             self._checkpointer.save(self.state.step, tensors, values)

@@ -138,6 +138,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         checkpoints=CheckpointFolder(
             config["checkpoints"],
             keep=experiment.train.checkpoint.keep,
+            keep_every=experiment.train.checkpoint.keep_every,
             max_bytes=experiment.train.checkpoint.max_gb * 1e9,
         ),
         report=lambda event: controller.put.remote({**event, "at": time.time()}),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import struct
 from pathlib import Path
 
 import pytest
 import ray
+from tensorboardX.proto.event_pb2 import Event
 
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ClusterError, TrainingError
@@ -41,6 +45,52 @@ def test_a_finished_training_resumes_to_its_own_end(
     again = train(one, reference, folder=tmp_path, on_event=events.append)
     assert next(e for e in events if e["kind"] == "start")["step"] == first.steps
     assert state_sha256(again.weights) == state_sha256(first.weights)
+
+
+def scalars(file: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard would draw: records of length, checksum, event, checksum."""
+    content, found = file.read_bytes(), {}
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+        content = content[16 + length :]
+    return found
+
+
+def test_a_run_leaves_what_was_asked_for_in_its_folder(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    asked = experiment(
+        train={
+            "epochs": 3,
+            "batch": 64,
+            "tensorboard": True,
+            "profile": 2,
+            "checkpoint": {"keep": 1, "keep_every": 10},
+        }
+    )
+    done = Run(asked, "train").go()
+    folder = Path(done["run"])
+    steps = done["train"]["steps"]
+
+    (file,) = (folder / "tensorboard").iterdir()
+    shown = scalars(file)
+    assert [step for step, _ in shown["val_loss"]] == [steps // 3, 2 * steps // 3, steps]
+    last = done["train"]["metrics"]
+    assert {name: values[-1][1] for name, values in shown.items()} == pytest.approx(last)
+
+    trace = json.loads(gzip.decompress((folder / "profile.json.gz").read_bytes()))
+    names = [event["name"] for event in trace["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == 2
+    assert any("convolution_backward" in name for name in names)
+    assert "aten::" in (folder / "profile.txt").read_text()
+
+    kept = sorted(int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").iterdir())
+    assert kept == [*range(10, steps, 10), steps]
 
 
 @pytest.mark.parametrize(

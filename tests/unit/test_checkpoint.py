@@ -53,6 +53,13 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert [s.step for s in folder.list()] == [4, 5]
 
 
+def test_those_at_a_multiple_stay_besides_the_last_ones(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path), keep=2, keep_every=4)
+    for step in range(1, 12):
+        folder.save(step, tensors(step), {"step": step})
+    assert [s.step for s in folder.list()] == [4, 8, 10, 11]
+
+
 def test_the_byte_limit_drops_the_oldest_but_never_the_last(tmp_path: Path) -> None:
     one = CheckpointFolder(str(tmp_path)).save(0, tensors(0), {"step": 0}).bytes
     folder = CheckpointFolder(str(tmp_path), keep=9, max_bytes=2.5 * one)
