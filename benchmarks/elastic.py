@@ -19,6 +19,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import _report
 
 SHAPE, CLASSES, BATCH = (1, 28, 28), 10, 256
+WINDOW = 20  # steps
 MODELS = {"cnn": {"name": "cnn", "width": 32}, "mlp": {"name": "mlp", "width": 256}}
 
 
@@ -71,27 +74,30 @@ def dataset(samples: int) -> Any:
 
 def _ours(rank: int, size: int, store: str, folder: str, model: str, exact: bool, every: int | None,
           warm: int, steps: int, pipe: Any) -> None:  # fmt: skip
+    """Sends the seconds of each step after the warm ones."""
     import torch.distributed as dist
 
     from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.loop import Replica
 
-    group = None
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-        group = dist.group.WORLD
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     replica = Replica(
         experiment(model, steps, exact=exact, checkpoint_every=every),
         dataset((warm + steps + 1) * BATCH),
-        group=group,
+        group=dist.group.WORLD,
         checkpoints=CheckpointFolder(folder),
     )
-    for _ in range(warm):
-        replica.advance()
-    start = time.perf_counter()
-    for _ in range(steps):
-        replica.advance()
-    pipe.send(time.perf_counter() - start)
+    pipe.send(_timed_steps(lambda number: replica.advance(), warm, steps))
+    _leave()
+
+
+def _timed_steps(step: Callable[[int], None], warm: int, steps: int) -> list[float]:
+    times = [time.perf_counter()]
+    for number in range(warm + steps):
+        step(number)
+        times.append(time.perf_counter())
+    each = [b - a for a, b in pairwise(times)]
+    return each[warm:]
 
 
 def _ddp(rank: int, size: int, store: str, folder: str, model: str, exact: bool, every: int | None,
@@ -101,10 +107,11 @@ def _ddp(rank: int, size: int, store: str, folder: str, model: str, exact: bool,
     from torch.nn.parallel import DistributedDataParallel
 
     from lepton_ray import models
-    from lepton_ray.training import determinism
+    from lepton_ray.training import allocator, determinism
 
     settings = experiment(model, steps, exact=exact, checkpoint_every=None)
     determinism.configure(settings.train, torch.device("cpu"))
+    allocator.keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     net = DistributedDataParallel(models.build(settings.model, SHAPE, CLASSES))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
@@ -119,32 +126,36 @@ def _ddp(rank: int, size: int, store: str, folder: str, model: str, exact: bool,
         torch.nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
 
-    for number in range(warm):
-        step(number)
-    start = time.perf_counter()
-    for number in range(warm, warm + steps):
-        step(number)
-    pipe.send(time.perf_counter() - start)
+    pipe.send(_timed_steps(step, warm, steps))
+    _leave()
 
 
-def timed(target: Any, size: int, *arguments: Any) -> float:
-    """Seconds of the slowest process."""
+def _leave() -> None:
+    """End at once: tearing gloo down beside DistributedDataParallel hangs now and then."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    os._exit(0)
+
+
+def timed(target: Any, *arguments: Any) -> list[float]:
+    """Seconds of each step of two processes, the slower one's."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes, pipes = [], []
-        for rank in range(size):
+        for rank in range(2):
             receive, send = context.Pipe(duplex=False)
             process = context.Process(
                 target=target,
-                args=(rank, size, f"{folder}/store", f"{folder}/checkpoints", *arguments, send),
+                args=(rank, 2, f"{folder}/store", f"{folder}/checkpoints", *arguments, send),
             )
             process.start()
             processes.append(process)
             pipes.append(receive)
-        seconds = [pipe.recv() for pipe in pipes]
+        each = [pipe.recv() for pipe in pipes]
         for process in processes:
             process.join()
-        return max(seconds)
+        return [max(steps) for steps in zip(*each, strict=True)]
 
 
 def throughput(repeats: int, steps: int) -> dict[str, Any]:
@@ -154,8 +165,8 @@ def throughput(repeats: int, steps: int) -> dict[str, Any]:
         for exact in (True, False):
             values = _report.interleaved(
                 {
-                    "ours": lambda m=model, e=exact: timed(_ours, 2, m, e, 20, 5, steps),
-                    "ddp": lambda m=model, e=exact: timed(_ddp, 2, m, e, None, 5, steps),
+                    "ours": lambda m=model, e=exact: sum(timed(_ours, m, e, 20, 5, steps)),
+                    "ddp": lambda m=model, e=exact: sum(timed(_ddp, m, e, None, 5, steps)),
                 },
                 repeats,
             )
@@ -165,19 +176,16 @@ def throughput(repeats: int, steps: int) -> dict[str, Any]:
     return figures
 
 
-def checkpoint_stall(repeats: int, steps: int) -> dict[str, Any]:
-    """Share of time lost to a checkpoint every 20 steps."""
-    values = _report.interleaved(
-        {
-            "with": lambda: timed(_ours, 2, "cnn", True, 20, 5, steps),
-            "without": lambda: timed(_ours, 2, "cnn", True, None, 5, steps),
-        },
-        repeats,
-    )
-    return {
-        key: value - 1 if key != "repeats" else value
-        for key, value in _report.ratio(values["with"], values["without"]).items()
-    }
+def checkpoint_stall(pairs: int) -> dict[str, Any]:
+    """Share of time lost to a checkpoint every 20 steps.
+
+    One training saves every 40 steps; the 20 steps from a checkpoint on (the copy, and the thread
+    that writes it) stand beside the 20 after them, which have none.
+    """
+    seconds = timed(_ours, "cnn", True, 2 * WINDOW, WINDOW - 1, 2 * WINDOW * pairs)
+    windows = [sum(seconds[at : at + WINDOW]) for at in range(0, len(seconds), WINDOW)]
+    figures = _report.ratio(windows[0::2], windows[1::2])
+    return {k: v if k == "repeats" else v - 1 for k, v in figures.items()}
 
 
 def samples_per_shard(repeats: int) -> dict[str, Any]:
@@ -218,7 +226,7 @@ def main() -> None:
     repeats, steps = (3, 60) if options.quick else (7, 150)
     os.environ["OMP_NUM_THREADS"] = "1"
     against = throughput(repeats, steps)
-    stall = checkpoint_stall(repeats, steps)
+    stall = checkpoint_stall(6 if options.quick else 30)
     curve = samples_per_shard(5 if options.quick else 15)
     if not options.json:
         for name, value in against.items():

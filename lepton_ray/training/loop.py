@@ -21,7 +21,7 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.order import key, shard_indices, steps_per_epoch
 from lepton_ray.errors import DataError, DivergenceError, ExperimentError, TrainingError
-from lepton_ray.training import determinism, digest, evaluation
+from lepton_ray.training import allocator, determinism, digest, evaluation
 from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
 from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.optimization import build_optimizer
@@ -61,6 +61,7 @@ class Replica:
         self.dataset = dataset
         self.device = device or torch.device("cpu")
         self.profile = determinism.configure(train, self.device)
+        allocator.keep_freed_memory()
         self._group = group
         self._first = group is None or group.rank() == 0
         self._report = report if self._first else lambda event: None

@@ -9,8 +9,7 @@ again.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -64,14 +63,19 @@ class TrainStep:
         self._parameters = [p for p in state.model.parameters() if p.requires_grad]
         self._buffers = list(state.model.buffers())
         # What is added over the shards: the gradients, then the buffers' changes, then the loss.
+        # Those behind the gradients are known before the backward and travel in its last bucket.
         numels = [p.numel() for p in self._parameters]
         self._buckets = buckets(numels)
+        tail = [*(b.numel() for b in self._buffers), 1]
+        self._buckets[-1] += range(len(numels), len(numels) + len(tail))
         self._reductions: list[Reduction] = []
         self._sent = 0
         if group is not None and replicas > 1:
-            tail = [*(b.numel() for b in self._buffers), 1]
-            sizes = [[numels[i] for i in bucket] for bucket in self._buckets] + [tail]
-            self._reductions = [Reduction(s, self._shards, group, device) for s in sizes]
+            numels += tail
+            self._reductions = [
+                Reduction([numels[i] for i in bucket], self._shards, group, device)
+                for bucket in self._buckets
+            ]
 
     def run(self) -> None:
         """Do step ``state.step`` and count it; ``state.loss`` is then the mean over the batch."""
@@ -80,17 +84,16 @@ class TrainStep:
         stack: list[list[Tensor]] = []
         try:
             for shard, additions in zip(self._hosted, self._merges, strict=True):
-                last = shard == self._hosted.stop - 1
-                with self._overlap(stack, additions) if last else contextlib.nullcontext():
-                    loss = self._backward(step, shard, before)
-                if last and self._reductions:
+                loss = self._loss_of(step, shard, before)
+                tail = self._tail(shard, before, loss)
+                if self._reductions and shard == self._hosted.stop - 1:
+                    reduced = self._backward_and_reduce(loss, tail, stack, additions)
                     break
-                stack.append([*self._take_gradients(), *self._tail(shard, before, loss)])
+                loss.backward()
+                stack.append([*self._take_gradients(), *tail])
                 for _ in range(additions):
                     right = stack.pop()
                     torch._foreach_add_(stack[-1], right)
-            if self._reductions:
-                reduced = self._finish(stack, additions, self._tail(shard, before, loss))
             else:
                 (reduced,) = stack
                 torch._foreach_mul_(reduced, 1.0 / self._shards)
@@ -105,8 +108,8 @@ class TrainStep:
         """The gradients the last step applied, after clipping; valid until the next step."""
         return [p.grad for p in self._parameters if p.grad is not None]
 
-    def _backward(self, step: int, shard: int, before: list[Tensor]) -> Tensor:
-        """Forward and backward of one shard; leaves gradients in ``.grad``."""
+    def _loss_of(self, step: int, shard: int, before: list[Tensor]) -> Tensor:
+        """Forward of one shard, ready for its backward to leave gradients in ``.grad``."""
         self._restore(before)
         for parameter in self._parameters:
             parameter.grad = None
@@ -116,9 +119,7 @@ class TrainStep:
         with torch.autocast(
             self._device.type, torch.bfloat16, enabled=self._train.precision == "bf16"
         ):
-            loss = self._loss(self._forward(x), y)
-        loss.backward()
-        return loss.detach()
+            return self._loss(self._forward(x), y)
 
     def _take_gradients(self) -> list[Tensor]:
         """The gradients of one shard; zeros for a parameter it did not use."""
@@ -138,19 +139,19 @@ class TrainStep:
             if not now.is_floating_point() and shard != 0:
                 change = torch.zeros_like(change)
             changes.append(change.float())
-        return [*changes, loss.float().reshape(1)]
+        return [*changes, loss.detach().float().reshape(1)]
 
-    @contextlib.contextmanager
-    def _overlap(self, stack: list[list[Tensor]], additions: int) -> Iterator[None]:
-        """While the last shard's backward runs, send each bucket as soon as it is complete."""
-        if not self._reductions:
-            yield
-            return
-        handles = []
+    def _backward_and_reduce(
+        self, loss: Tensor, tail: list[Tensor], stack: list[list[Tensor]], additions: int
+    ) -> list[Tensor]:
+        """The last hosted shard's backward; each bucket leaves as soon as it is complete."""
         self._sent = 0
         complete = [False] * len(self._buckets)
+        parameters = len(self._parameters)
+        handles = []
         for number, bucket in enumerate(self._buckets):
-            missing = {"count": len(bucket)}
+            indices = [index for index in bucket if index < parameters]
+            missing = {"count": len(indices)}
 
             def ready(
                 _: nn.Parameter, number: int = number, missing: dict[str, int] = missing
@@ -160,57 +161,44 @@ class TrainStep:
                 # Collectives are matched by their order, so buckets leave in order everywhere,
                 # also where a replica's last shard does not use some parameter.
                 while self._sent < len(complete) and complete[self._sent]:
-                    self._send(stack, additions)
+                    self._send(tail, stack, additions)
 
-            for index in bucket:
+            for index in indices:
                 parameter = self._parameters[index]
                 handles.append(parameter.register_post_accumulate_grad_hook(ready))
         try:
-            yield
+            loss.backward()
         finally:
             for handle in handles:
                 handle.remove()
+        while self._sent < len(self._buckets):  # held up by a parameter this shard did not use
+            self._send(tail, stack, additions)
+        for reduction in self._reductions:
+            reduction.gather()
+        shapes = [*self._parameters, *tail]
+        reduced: list[Tensor] = [torch.empty(0)] * len(shapes)
+        for bucket, reduction in zip(self._buckets, self._reductions, strict=True):
+            for index, flat in zip(bucket, reduction.finish(), strict=True):
+                reduced[index] = flat.view_as(shapes[index])
+        return reduced
 
-    def _send(self, stack: list[list[Tensor]], additions: int) -> None:
-        """Send the next bucket."""
-        bucket = self._buckets[self._sent]
+    def _send(self, tail: list[Tensor], stack: list[list[Tensor]], additions: int) -> None:
+        """Close the tree over the last shard's part of the next bucket, and send the sums of all
+        subtrees."""
+        indices = self._buckets[self._sent]
         last = []
-        for index in bucket:
+        for index in indices:
+            if index >= len(self._parameters):
+                last.append(tail[index - len(self._parameters)])
+                continue
             parameter = self._parameters[index]
-            gradient = parameter.grad
-            last.append(torch.zeros_like(parameter) if gradient is None else gradient)
-        self._start(self._sent, bucket, stack, additions, last)
-        self._sent += 1
-
-    def _start(
-        self,
-        number: int,
-        indices: list[int],
-        stack: list[list[Tensor]],
-        additions: int,
-        last: list[Tensor],
-    ) -> None:
-        """Close the tree over the last shard's values and send the sums of all subtrees."""
+            last.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         whole = len(stack) - additions
         for left in reversed(stack[whole:]):
             last = [torch.add(left[i], value) for i, value in zip(indices, last, strict=True)]
         sums = [[values[i] for i in indices] for values in stack[:whole]]
-        self._reductions[number].start([*sums, last])
-
-    def _finish(
-        self, stack: list[list[Tensor]], additions: int, tail: list[Tensor]
-    ) -> list[Tensor]:
-        while self._sent < len(self._buckets):  # held up by a parameter the last shard did not use
-            self._send(stack, additions)
-        first = len(self._parameters)
-        self._start(-1, list(range(first, first + len(tail))), stack, additions, tail)
-        for reduction in self._reductions:
-            reduction.gather()
-        reduced: list[Tensor] = [torch.empty(0)] * len(self._parameters)
-        for bucket, reduction in zip(self._buckets, self._reductions, strict=False):
-            for index, flat in zip(bucket, reduction.finish(), strict=True):
-                reduced[index] = flat.view_as(self._parameters[index])
-        return [*reduced, *self._reductions[-1].finish()]
+        self._reductions[self._sent].start([*sums, last])
+        self._sent += 1
 
     def _restore(self, before: list[Tensor]) -> None:
         for buffer, value in zip(self._buffers, before, strict=True):
