@@ -73,8 +73,8 @@ class TrainState:
         values = {
             "step": self.step,
             "loss": None if self.loss is None else float(self.loss),
-            "links": self.links,
-            "history": self.history,
+            "links": list(self.links),  # copies: training goes on while this is written
+            "history": list(self.history),
             "best_epoch": self.best_epoch,
             "optimizer": scalars,
         }

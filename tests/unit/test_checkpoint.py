@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from lepton_ray.errors import CheckpointError
-from lepton_ray.training import checkpoint
+from lepton_ray.training import checkpoint, digest
 from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
+from lepton_ray.training.state import TrainState
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
@@ -94,3 +96,22 @@ def test_a_full_disk_keeps_the_last_good_one_and_is_reported(tmp_path: Path, mon
 def test_a_uri_of_a_file_system_works_like_a_path(tmp_path: Path) -> None:
     CheckpointFolder(f"file://{tmp_path}").save(7, tensors(7.0), {"step": 7})
     assert CheckpointFolder(str(tmp_path)).load_last()[1] == {"step": 7}
+
+
+def test_a_dump_stays_as_it_was_while_training_goes_on() -> None:
+    """It is written by another thread, beside the next steps."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    state = TrainState(model=model, optimizer=optimizer, links=[(5, "a")], history=[{"loss": 1.0}])
+
+    def step() -> None:
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+
+    step()
+    dumped, values = state.dump()
+    before = (digest.state_sha256(dumped), json.dumps(values))
+    step()
+    state.links.append((10, "b"))
+    state.history.append({"loss": 0.5})
+    assert (digest.state_sha256(dumped), json.dumps(values)) == before
