@@ -6,6 +6,8 @@
   data, batch and threads; digest and checkpoints on. DDP runs its best: one micro-batch a process.
 - ``samples_per_shard``: what small shards cost, one thread, against one batch of 128.
 - ``checkpoint_stall``: share of step time lost to checkpoints every 20 steps.
+- ``growth``: milliseconds and memory of a step against shards, parameters and replicas (not with
+  ``--quick``). More replicas than processors share them, so there only what is added counts.
 - ``resize_vs_ray_default``, ``resize_vs_ray_tuned``: see benchmarks/resize.py, which needs minutes.
 
 The data are random images of Fashion-MNIST's shape: the values do not change the time.
@@ -34,17 +36,25 @@ WINDOW = 20  # steps
 MODELS = {"cnn": {"name": "cnn", "width": 32}, "mlp": {"name": "mlp", "width": 256}}
 
 
-def experiment(model: str, steps: int, *, exact: bool, checkpoint_every: int | None) -> Any:
+def experiment(
+    model: str | dict[str, Any],
+    *,
+    exact: bool = True,
+    checkpoint_every: int | None = None,
+    batch: int = BATCH,
+    shards: int | None = None,
+) -> Any:
     from lepton_ray.config import validate
 
     return validate(
         {
             "name": "benchmark",
             "data": {"kind": "image", "source": "unused"},
-            "model": MODELS[model],
+            "model": MODELS[model] if isinstance(model, str) else model,
             "train": {
                 "epochs": 1,
-                "batch": BATCH,
+                "batch": batch,
+                "shards": shards,
                 "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
                 "exact": exact,
                 "checkpoint": {"every_s": 1e9, "every_steps": checkpoint_every},
@@ -82,7 +92,7 @@ def _ours(rank: int, size: int, store: str, folder: str, model: str, exact: bool
 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     replica = Replica(
-        experiment(model, steps, exact=exact, checkpoint_every=every),
+        experiment(model, exact=exact, checkpoint_every=every),
         dataset((warm + steps + 1) * BATCH),
         group=dist.group.WORLD,
         checkpoints=CheckpointFolder(folder),
@@ -109,7 +119,7 @@ def _ddp(rank: int, size: int, store: str, folder: str, model: str, exact: bool,
     from lepton_ray import models
     from lepton_ray.training import allocator, determinism
 
-    settings = experiment(model, steps, exact=exact, checkpoint_every=None)
+    settings = experiment(model, exact=exact)
     determinism.configure(settings.train, torch.device("cpu"))
     allocator.keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
@@ -140,22 +150,27 @@ def _leave() -> None:
 
 def timed(target: Any, *arguments: Any) -> list[float]:
     """Seconds of each step of two processes, the slower one's."""
+    return [max(steps) for steps in zip(*_run_processes(target, 2, *arguments), strict=True)]
+
+
+def _run_processes(target: Any, size: int, *arguments: Any) -> list[Any]:
+    """What each of ``size`` processes sends."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes, pipes = [], []
-        for rank in range(2):
+        for rank in range(size):
             receive, send = context.Pipe(duplex=False)
             process = context.Process(
                 target=target,
-                args=(rank, 2, f"{folder}/store", f"{folder}/checkpoints", *arguments, send),
+                args=(rank, size, f"{folder}/store", f"{folder}/checkpoints", *arguments, send),
             )
             process.start()
             processes.append(process)
             pipes.append(receive)
-        each = [pipe.recv() for pipe in pipes]
+        sent = [pipe.recv() for pipe in pipes]
         for process in processes:
             process.join()
-        return [max(steps) for steps in zip(*each, strict=True)]
+        return sent
 
 
 def throughput(repeats: int, steps: int) -> dict[str, Any]:
@@ -221,6 +236,50 @@ def samples_per_shard(repeats: int) -> dict[str, Any]:
     return figures
 
 
+def _growing(rank: int, size: int, store: str, folder: str, settings: dict[str, Any],
+             steps: int, pipe: Any) -> None:  # fmt: skip
+    """Sends the median step and the memory that model, optimizer and steps took."""
+    import torch.distributed as dist
+
+    from lepton_ray.training.loop import Replica
+
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    asked = experiment(**settings)
+    data = dataset((steps + 6) * asked.train.batch)
+    before = _resident_mb()
+    replica = Replica(asked, data, group=dist.group.WORLD if size > 1 else None)
+    times = _timed_steps(lambda number: replica.advance(), 5, steps)
+    pipe.send({"ms": 1e3 * statistics.median(times), "added_mb": _resident_mb() - before})
+    _leave()
+
+
+def _resident_mb() -> float:
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in x]
+    return int(line.split()[1]) / 1024
+
+
+def growth() -> dict[str, Any]:
+    """Milliseconds of a step, and the largest replica's memory, along three axes."""
+
+    def point(size: int, **settings: Any) -> dict[str, float]:
+        sent = _run_processes(_growing, size, settings, 30)
+        return {name: max(s[name] for s in sent) for name in sent[0]}
+
+    small = {"name": "mlp", "width": 64}
+    return {
+        "shards, 32 samples each, 1 replica": {
+            str(s): point(1, model="mlp", shards=s, batch=32 * s) for s in (4, 8, 16, 32)
+        },
+        "width of the MLP, 8 shards of 8, 2 replicas": {
+            str(w): point(2, model={"name": "mlp", "width": w}, shards=8, batch=64)
+            for w in (128, 256, 512, 1024)
+        },
+        "replicas, 16 shards of 1, width 64": {
+            str(p): point(p, model=small, shards=16, batch=16) for p in (1, 2, 4, 8)
+        },
+    }
+
+
 def main() -> None:
     options = _report.options(__doc__)
     repeats, steps = (3, 60) if options.quick else (7, 150)
@@ -235,6 +294,10 @@ def main() -> None:
         print(f"checkpoint stall {stall['median']:.3f} ({stall['min']:.3f} to {stall['max']:.3f})")
         for name, value in curve.items():
             print(f"samples per shard, {name}:", {k: round(v, 2) for k, v in value.items()})
+    grown = {} if options.quick else growth()
+    if not options.json:
+        for axis, points in grown.items():
+            print(axis, {k: {n: round(x, 2) for n, x in v.items()} for k, v in points.items()})
     _report.finish(
         {
             "throughput_vs_ddp": against["cnn"]["median"],
@@ -244,6 +307,7 @@ def main() -> None:
             "throughput_vs_ddp": against,
             "checkpoint_stall": stall,
             "samples_per_shard": curve,
+            "growth": grown,
             "cpus": os.cpu_count(),
         },
     )

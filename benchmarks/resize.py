@@ -7,7 +7,7 @@ later the node gone; ``add``, a node more. Arms: ours, Ray Train at its defaults
 by hand (every interval and time-out it reads from the environment). All run steps of the same
 length on the same nodes of one machine, save every 20 steps, and write a line per step. Standing
 still is the longest gap between two steps after the event; redone is how many step numbers came
-twice.
+twice. A training is ended when it has stood still and gone on again, or after a limit.
 
 ``--quick`` runs each pair once, and only kill and add.
 """
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ STEPS_S = 0.1  # of one step; long enough to write every one down
 SAVE_EVERY = 20
 SETTLE_S = 8.0  # of training before the event
 GRACE_S = 10.0  # between a drain notice and the node's end
-LIMIT_S = {"kill": 60, "lose": 150, "drain": 150, "add": 150}
+LIMIT_S = 180.0  # of training after the event
+GAP_S = 1.0  # between two steps: training stood still
+CALM_S = 8.0  # of steps after it
 TUNED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
@@ -58,7 +61,7 @@ def ray_worker(config: dict[str, Any]) -> None:
         model.load_state_dict(state["model"])
         step = state["step"]
     rank = ray.train.get_context().get_world_rank()
-    while time.time() < config["until"]:
+    while not os.path.exists(config["log"] + ".stop"):
         time.sleep(STEPS_S)
         loss = model(torch.randn(16, 64)).square().mean()
         optimizer.zero_grad()
@@ -96,7 +99,7 @@ def run_arm(arm: str, event: str, log: str) -> None:
 
     nodes = [node() for _ in range(1 if event == "add" else 2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    until = time.time() + LIMIT_S[event]
+    steps = int((LIMIT_S + SETTLE_S + GRACE_S) / STEPS_S)
 
     def disturb() -> None:
         while not Path(log).exists():
@@ -118,18 +121,30 @@ def run_arm(arm: str, event: str, log: str) -> None:
             subprocess.run(drain, check=True, capture_output=True)
             time.sleep(GRACE_S)
             cluster.remove_node(nodes[1], allow_graceful=False)
+        done = time.time()
+        while time.time() - done < LIMIT_S and not _went_on(log, done):
+            time.sleep(0.5)
+        Path(f"{log}.stop").touch()
 
     threading.Thread(target=disturb, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
         if arm == "ours":
-            _train_ours(log, until, Path(folder))
+            _train_ours(log, steps, Path(folder))
         else:
-            _train_ray(arm, log, until, folder)
+            _train_ray(arm, log, folder)
     ray.shutdown()
     cluster.shutdown()
 
 
-def _train_ours(log: str, until: float, folder: Path) -> None:
+def _went_on(log: str, event_done: float) -> bool:
+    """Whether training stood still after the event and then ran for `CALM_S`."""
+    started = float(Path(f"{log}.event").read_text())
+    times = [float(line.split()[0]) for line in Path(log).read_text().splitlines()]
+    ends = [b for a, b in pairwise(times) if b > started and b - a > GAP_S]
+    return bool(ends) and times[-1] > max(ends[-1], event_done) + CALM_S
+
+
+def _train_ours(log: str, steps: int, folder: Path) -> None:
     import numpy as np
     import ray
     from elastic import dataset
@@ -137,12 +152,11 @@ def _train_ours(log: str, until: float, folder: Path) -> None:
     from lepton_ray.config import validate
     from lepton_ray.training.trainer import train
 
-    steps = int((until - time.time()) / STEPS_S)
     experiment = validate(
         {
             "name": "resize",
             "data": {"kind": "image", "source": "unused"},
-            "model": {"name": "resize:logged", "log": log, "until": until},
+            "model": {"name": "resize:logged", "log": log},
             "train": {"epochs": 1, "batch": 16, "checkpoint": {"every_steps": SAVE_EVERY}},
             "workers": {"min": 1, "max": 2},
         }
@@ -151,10 +165,10 @@ def _train_ours(log: str, until: float, folder: Path) -> None:
     rows = np.zeros(steps * 16, dtype=np.int64)
     object.__setattr__(data.train, "x", data.train.x[rows])
     object.__setattr__(data.train, "y", data.train.y[rows])
-    train(experiment, ray.put(data), folder=folder)
+    train(experiment, ray.put(data), folder=folder, checkpoints=f"{folder}/checkpoints")
 
 
-def logged(input_shape: tuple[int, ...], classes: int, *, log: str, until: float) -> Any:
+def logged(input_shape: tuple[int, ...], classes: int, *, log: str) -> Any:
     """A small model whose optimizer steps are written down by replica 0."""
     import torch
     import torch.distributed as dist
@@ -174,7 +188,7 @@ def logged(input_shape: tuple[int, ...], classes: int, *, log: str, until: float
                 step = int(self.step)
                 if step != self.last:  # once a step, whatever the number of shards here
                     self.last = step
-                    if time.time() < until:
+                    if not os.path.exists(f"{log}.stop"):
                         time.sleep(STEPS_S)
                     world = dist.get_world_size() if dist.is_initialized() else 1
                     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -186,14 +200,14 @@ def logged(input_shape: tuple[int, ...], classes: int, *, log: str, until: float
     return Logged()
 
 
-def _train_ray(arm: str, log: str, until: float, folder: str) -> None:
+def _train_ray(arm: str, log: str, folder: str) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     extra = {"elastic_resize_monitor_interval_s": 1.0} if arm == "ray_tuned" else {}
     TorchTrainer(
         ray_worker,
-        train_loop_config={"log": log, "until": until},
+        train_loop_config={"log": log},
         scaling_config=ScalingConfig(num_workers=(1, 2), **extra),
         run_config=RunConfig(
             name="resize", storage_path=folder, failure_config=FailureConfig(max_failures=3)
@@ -213,7 +227,7 @@ def measure(arm: str, event: str) -> dict[str, float]:
         }
         command = [sys.executable, __file__, "--arm", arm, event, log]
         done = subprocess.run(
-            command, env=environment, timeout=LIMIT_S[event] + 180, capture_output=True, text=True
+            command, env=environment, timeout=LIMIT_S + 180, capture_output=True, text=True
         )
         if not Path(f"{log}.event").exists():
             raise RuntimeError(
@@ -224,8 +238,8 @@ def measure(arm: str, event: str) -> dict[str, float]:
     times = [float(line[0]) for line in lines]
     steps = [int(line[1]) for line in lines]
     sizes = [int(line[3]) for line in lines]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b > at]
-    redone = sum(max(0, a + 1 - b) for a, b in zip(steps, steps[1:], strict=False))
+    gaps = [b - a for a, b in pairwise(times) if b > at]
+    redone = sum(max(0, a + 1 - b) for a, b in pairwise(steps))
     used = next((t - at for t, s in zip(times, sizes, strict=True) if t > at and s == 2), None)
     result = {"stood_still_s": max(gaps, default=float("nan")), "redone": float(redone)}
     if event == "add" and used is not None:

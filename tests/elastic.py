@@ -151,7 +151,7 @@ def _replica(
 
 def _plant_kill(replica: Any, kill: Kill) -> None:
     """Make this process kill itself in one phase of one step."""
-    from lepton_ray.training.checkpoint import CheckpointFolder
+    from lepton_ray import storage
     from lepton_ray.training.reduction import Reduction
     from lepton_ray.training.step import TrainStep
 
@@ -163,7 +163,7 @@ def _plant_kill(replica: Any, kill: Kill) -> None:
         "finish": (Reduction, "finish"),
         "apply": (TrainStep, "_apply"),
         "optimizer": (replica.state.optimizer, "step"),
-        "checkpoint": (CheckpointFolder, "_write"),
+        "checkpoint": (storage, "write"),
     }
     owner, name = owners[kill.phase]
     original = getattr(owner, name)
@@ -181,7 +181,7 @@ def _plant_fault(fault: str, rank: int) -> None:
     import numpy as np
     import torch
 
-    from lepton_ray.training import determinism, loop, shards, step
+    from lepton_ray.training import determinism, loop, step
 
     if fault == "threads":
         configure = determinism.configure
@@ -212,6 +212,27 @@ def _plant_fault(fault: str, rank: int) -> None:
                     next(iter(self._state.model.parameters())).view(-1)[0] += 1e-3
 
         step.TrainStep._apply = corrupted
+    elif fault == "ddp":
+        step.TrainStep.run = _data_parallel_step
     else:
         assert fault in ("", "silent_corruption"), fault
-    del shards
+
+
+def _data_parallel_step(self: Any) -> None:
+    """What DistributedDataParallel does: one batch a replica, gradients averaged over replicas."""
+    import torch
+    import torch.distributed as dist
+
+    state = self._state
+    parts = [self._fetch(state.step, shard) for shard in self._hosted]
+    x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    state.optimizer.zero_grad()
+    loss = self._loss(state.model(x), y)
+    loss.backward()
+    state.loss = loss.detach().reshape(1)
+    if dist.is_initialized():
+        for tensor in [*(p.grad for p in self._parameters), state.loss]:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+    state.optimizer.step()
+    state.step += 1

@@ -307,7 +307,8 @@ class Experiment(Section):
     gate: Gate = Gate()
     serve: Serve = Serve()
     storage: str = "lepton_results"
-    """Folder of results and checkpoints."""
+    """Folder of results and checkpoints. At a URI (``s3://``, ``gs://``) lies what a run needs to
+    go on, its state and its checkpoints; the rest stays under ``lepton_results``."""
 
     @field_validator("name")
     @classmethod

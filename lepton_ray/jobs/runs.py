@@ -1,17 +1,20 @@
 """The folder of one run: what was asked, which stages are done, and what each gave.
 
-``run.json`` is written aside and renamed after every stage, so that a killed run can go on.
+``run.json`` is written whole after every stage, so that a killed run can go on. With ``storage`` on
+another machine it lies there, beside the checkpoints, and the run can go on from anywhere.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from lepton_ray.config import load, render
+import pyarrow.fs as pafs
+
+from lepton_ray import storage
+from lepton_ray.config import loads, render
 from lepton_ray.config.schema import Experiment
 from lepton_ray.errors import InputError, StoreError
 
@@ -20,11 +23,18 @@ EXPERIMENT = "experiment.yaml"
 
 
 class RunFolder:
-    """``storage/NAME/ID``. Make one with `create` or `find_unfinished`."""
+    """``storage/NAME/ID``. Make one with `create`, `open` or `find_unfinished`.
 
-    def __init__(self, path: Path, state: dict[str, Any]) -> None:
+    Attributes:
+        uri: where the state and the checkpoints are.
+        path: the folder on this machine for all other files; the same unless ``storage`` is a URI.
+    """
+
+    def __init__(self, uri: str, path: Path, state: dict[str, Any]) -> None:
+        self.uri = uri
         self.path = path
         self._state = state
+        self._fs, self._root = storage.open_folder(uri)
 
     @staticmethod
     def create(experiment: Experiment, command: str) -> RunFolder:
@@ -34,35 +44,46 @@ class RunFolder:
             StoreError: when the storage cannot be written.
         """
         run_id = time.strftime("%Y%m%d-%H%M%S")
-        parent = Path(experiment.storage) / experiment.name
-        path = parent / run_id
+        parent = f"{experiment.storage}/{experiment.name}"
+        state = {"command": command, "stages": {}, "status": "running"}
+        filesystem, root = storage.open_folder(parent)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
+            name = run_id
             for attempt in range(2, 100):  # two runs may start within a second
-                if not path.exists():
+                info = filesystem.get_file_info(f"{root}/{name}")
+                if info.type == pafs.FileType.NotFound:
                     break
-                path = parent / f"{run_id}-{attempt}"
-            path.mkdir()
+                name = f"{run_id}-{attempt}"
+            filesystem.create_dir(f"{root}/{name}", recursive=True)
+            path = local_root(experiment.storage) / experiment.name / name
+            path.mkdir(parents=True, exist_ok=True)
             (path / EXPERIMENT).write_text(render(experiment))
+            folder = RunFolder(f"{parent}/{name}", path, state)
+            storage.write(folder._fs, f"{folder._root}/{EXPERIMENT}", render(experiment).encode())
+            folder._write()
         except OSError as error:
             raise StoreError(
                 f"storage {experiment.storage!r} cannot be written: {error}; set storage"
             ) from error
-        folder = RunFolder(path, {"command": command, "stages": {}, "status": "running"})
-        folder._write()
         return folder
 
     @staticmethod
-    def open(path: Path) -> RunFolder:
+    def open(folder: str, path: Path | None = None) -> RunFolder:
         """An existing run.
+
+        Args:
+            folder: a local folder or a URI.
+            path: for a URI, the run's other files.
 
         Raises:
             InputError: when there is none.
         """
+        filesystem, root = storage.open_folder(folder)
         try:
-            return RunFolder(path, json.loads((path / STATE).read_text()))
+            state = json.loads(storage.read(filesystem, f"{root}/{STATE}"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} is not the folder of a run: {error}") from error
+            raise InputError(f"{folder} is not the folder of a run: {error}") from error
+        return RunFolder(folder, path or Path(folder), state)
 
     @staticmethod
     def find_unfinished(experiment: Experiment, command: str) -> RunFolder:
@@ -70,24 +91,45 @@ class RunFolder:
 
         Raises:
             InputError: when there is none, or the experiment has changed since.
+            StoreError: when the storage cannot be read.
         """
-        parent = Path(experiment.storage) / experiment.name
+        parent = f"{experiment.storage}/{experiment.name}"
+        filesystem, root = storage.open_folder(parent)
+        try:
+            entries = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        except OSError as error:
+            raise StoreError(f"storage {experiment.storage!r} cannot be read: {error}") from error
         found = []
-        for state_file in sorted(parent.glob(f"*/{STATE}")):
-            state = json.loads(state_file.read_text())
-            if state["command"] == command and state["status"] != "finished":
-                found.append(RunFolder(state_file.parent, state))
+        for name in sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory):
+            state_file = filesystem.get_file_info(f"{root}/{name}/{STATE}")
+            if state_file.type != pafs.FileType.File:
+                continue
+            path = local_root(experiment.storage) / experiment.name / name
+            folder = RunFolder.open(f"{parent}/{name}", path)
+            if folder._state["command"] == command and folder._state["status"] != "finished":
+                found.append(folder)
         if not found:
             raise InputError(
                 f"nothing to resume: no unfinished '{command}' of {experiment.name!r} in {parent}"
             )
         last = found[-1]
-        if load(last.path / EXPERIMENT) != experiment:
+        if last.experiment() != experiment:
             raise InputError(
-                f"the experiment has changed since the run in {last.path}: resume with the file "
-                f"{last.path / EXPERIMENT}, or start anew without --resume"
+                f"the experiment has changed since the run in {last.uri}: resume with the file "
+                f"{last.uri}/{EXPERIMENT}, or start anew without --resume"
             )
+        last.path.mkdir(parents=True, exist_ok=True)
         return last
+
+    def experiment(self) -> Experiment:
+        """The experiment as it runs, without what its study found."""
+        content = storage.read(self._fs, f"{self._root}/{EXPERIMENT}")
+        return loads(content.decode(), EXPERIMENT)
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder or URI of the run's checkpoints."""
+        return f"{self.uri}/checkpoints"
 
     @property
     def id(self) -> str:
@@ -116,6 +158,10 @@ class RunFolder:
         self._write()
 
     def _write(self) -> None:
-        aside = self.path / f"{STATE}.tmp"
-        aside.write_text(json.dumps(self._state, indent=1))
-        os.replace(aside, self.path / STATE)
+        content = json.dumps(self._state, indent=1).encode()
+        storage.write(self._fs, f"{self._root}/{STATE}", content)
+
+
+def local_root(folder: str) -> Path:
+    """Where on this machine the files of runs go: ``storage`` itself unless that is a URI."""
+    return Path("lepton_results") if storage.is_uri(folder) else Path(folder)

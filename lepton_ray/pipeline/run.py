@@ -25,7 +25,7 @@ from lepton_ray.errors import (
 )
 from lepton_ray.jobs import provenance, session
 from lepton_ray.jobs.planning import make_plan
-from lepton_ray.jobs.runs import RunFolder
+from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
 from lepton_ray.pipeline.checks import check_endpoint, score
 from lepton_ray.serving import endpoint, package
@@ -95,13 +95,13 @@ class Run:
         with session.session(self._address):
             plan, self._dataset = make_plan(experiment, address=self._address)
             say(plan.table())
-            self._tracker = Tracker(experiment.name, Path(experiment.storage) / "artifacts")
+            self._tracker = Tracker(experiment.name, local_root(experiment.storage) / "artifacts")
             if not self._resume:
                 self._folder = RunFolder.create(experiment, self._command)
-            say(f"run    {self._folder.path}")
+            say(f"run    {self._folder.uri}")
             self._folder.remember("data_digest", self._dataset.digest)
             self._reference = ray.put(self._dataset)
-            results: dict[str, Any] = {"run": str(self._folder.path)}
+            results: dict[str, Any] = {"run": self._folder.uri}
             try:
                 for name in stages:
                     done = self._folder.stage(name) if name != "serve" else None
@@ -175,7 +175,11 @@ class Run:
         try:
             with contextlib.closing(watcher):
                 result = train(
-                    experiment, self._reference, folder=self._folder.path, on_event=watcher
+                    experiment,
+                    self._reference,
+                    folder=self._folder.path,
+                    checkpoints=self._folder.checkpoints,
+                    on_event=watcher,
                 )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt)
@@ -315,12 +319,12 @@ class Run:
         replica = Replica(
             experiment,
             self._dataset,
-            checkpoints=CheckpointFolder(str(self._folder.path / "checkpoints")),
+            checkpoints=CheckpointFolder(self._folder.checkpoints),
         )
         weights = replica.state.final_weights()
         if state_sha256(weights) != expected:
             raise CheckpointError(
-                f"the last checkpoint in {self._folder.path} is not the end of its training: "
+                f"the last checkpoint in {self._folder.uri} is not the end of its training: "
                 "start anew without --resume"
             )
         return weights

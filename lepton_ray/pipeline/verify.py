@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from lepton_ray import data
-from lepton_ray.config import load, with_settings
+from lepton_ray.config import with_settings
 from lepton_ray.errors import DivergenceError, InputError
 from lepton_ray.jobs import session
 from lepton_ray.jobs.runs import RunFolder
@@ -29,11 +29,11 @@ def verify(run: str, *, workers: int, address: str | None, terminal: Terminal) -
         DivergenceError: naming the first step that differs.
         InputError: when the run has no finished training, or the data have changed.
     """
-    folder = RunFolder.open(Path(run))
+    folder = RunFolder.open(run)
     done = folder.stage("train")
     if done is None:
         raise InputError(f"{run} has no finished training to verify")
-    experiment = load(folder.path / "experiment.yaml")
+    experiment = folder.experiment()
     tuned = folder.stage("tune")
     experiment = with_settings(
         experiment,
@@ -49,7 +49,9 @@ def verify(run: str, *, workers: int, address: str | None, terminal: Terminal) -
     terminal.say(f"verify {run}: {done['steps']} steps again on {workers} workers")
     with session.session(address), tempfile.TemporaryDirectory() as scratch:
         session.check_room(experiment.workers, session.resources(), "the cluster")
-        again = train(experiment, ray.put(dataset), folder=Path(scratch))
+        again = train(
+            experiment, ray.put(dataset), folder=Path(scratch), checkpoints=f"{scratch}/checkpoints"
+        )
     expected = [(step, link) for step, link in done["links"]]
     broken = first_broken_link(expected, again.links)
     sha256 = state_sha256(again.weights)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from lepton_ray import storage
 from lepton_ray.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,7 @@ class CheckpointFolder:
         keep_every: int | None = None,
         max_bytes: float = float("inf"),
     ) -> None:
-        if "://" in uri:
-            self._fs, self._root = pafs.FileSystem.from_uri(uri)
-        else:
-            self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(uri)
+        self._fs, self._root = storage.open_folder(uri)
         self._keep = keep
         self._keep_every = keep_every
         self._max_bytes = max_bytes
@@ -85,8 +82,8 @@ class CheckpointFolder:
         }
         try:
             self._fs.create_dir(folder, recursive=True)
-            self._write(f"{folder}/{DATA}", data)
-            self._write(f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
+            storage.write(self._fs, f"{folder}/{DATA}", data)
+            storage.write(self._fs, f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
         except OSError as error:
             self._remove(folder)
             raise CheckpointError(f"checkpoint of step {step} not written: {error}") from error
@@ -120,31 +117,13 @@ class CheckpointFolder:
 
     def _read(self, saved: Saved) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
-            manifest = json.loads(self._bytes(f"{saved.path}/{MANIFEST}"))
-            data = self._bytes(f"{saved.path}/{DATA}")
+            manifest = json.loads(storage.read(self._fs, f"{saved.path}/{MANIFEST}"))
+            data = storage.read(self._fs, f"{saved.path}/{DATA}")
             if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
                 raise CheckpointError(f"{saved.path}: the bytes do not match the manifest")
             return load_tensors(data), manifest["values"]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{saved.path}: {error}") from error
-
-    def _bytes(self, path: str) -> bytes:
-        with self._fs.open_input_stream(path) as stream:
-            content: bytes = stream.read()
-            return content
-
-    def _write(self, path: str, data: bytes) -> None:
-        """Write aside and rename; on an object store a file appears whole anyway."""
-        if not isinstance(self._fs, pafs.LocalFileSystem):
-            with self._fs.open_output_stream(path) as stream:
-                stream.write(data)
-            return
-        aside = f"{path}.tmp"
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
 
     def _prune(self) -> None:
         for saved in expendable(

@@ -19,6 +19,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 from torch import Tensor
 
+from lepton_ray import storage
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import LeptonRayError, TrainingError
@@ -61,13 +62,15 @@ def train(
     dataset: ray.ObjectRef[Dataset],
     *,
     folder: Path,
+    checkpoints: str,
     on_event: OnEvent = lambda event: None,
 ) -> TrainResult:
-    """Train over ``workers.min`` to ``workers.max`` workers; resumes from ``folder``.
+    """Train over ``workers.min`` to ``workers.max`` workers; resumes from ``checkpoints``.
 
     Args:
         dataset: reference to a `Dataset` in the object store.
-        folder: the run's folder; checkpoints go to ``checkpoints`` beneath.
+        folder: for Ray Train's own files.
+        checkpoints: folder or URI that every worker reaches.
         on_event: called in this thread with what replica 0 reports.
 
     Raises:
@@ -75,6 +78,8 @@ def train(
     """
     workers = experiment.workers
     folder = folder.resolve()  # Ray Train's workers have working folders of their own
+    if not storage.is_uri(checkpoints):
+        checkpoints = str(Path(checkpoints).resolve())
     controller_name = f"lepton_ray-{uuid.uuid4().hex}"
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     size: Any = (workers.min, workers.max)
@@ -84,7 +89,7 @@ def train(
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
             "dataset": [dataset],  # a bare reference would be resolved and copied into the config
-            "checkpoints": str(folder / "checkpoints"),
+            "checkpoints": checkpoints,
             "controller": controller_name,
         },
         scaling_config=ScalingConfig(

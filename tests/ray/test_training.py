@@ -24,7 +24,13 @@ def test_two_workers_end_with_the_bytes_of_one_process(
     reference: ray.ObjectRef, dataset: Dataset, tmp_path: Path
 ) -> None:
     events: list[dict] = []
-    result = train(experiment(), reference, folder=tmp_path, on_event=events.append)
+    result = train(
+        experiment(),
+        reference,
+        folder=tmp_path,
+        checkpoints=f"{tmp_path}/checkpoints",
+        on_event=events.append,
+    )
     alone = Replica(experiment(), dataset)
     for _ in alone.epochs():
         pass
@@ -40,9 +46,15 @@ def test_a_finished_training_resumes_to_its_own_end(
 ) -> None:
     """The storage is the workers' and the driver's, whatever their working folders."""
     one = experiment(workers={"min": 1, "max": 1})
-    first = train(one, reference, folder=tmp_path)
+    first = train(one, reference, folder=tmp_path, checkpoints=f"{tmp_path}/checkpoints")
     events: list[dict] = []
-    again = train(one, reference, folder=tmp_path, on_event=events.append)
+    again = train(
+        one,
+        reference,
+        folder=tmp_path,
+        checkpoints=f"{tmp_path}/checkpoints",
+        on_event=events.append,
+    )
     assert next(e for e in events if e["kind"] == "start")["step"] == first.steps
     assert state_sha256(again.weights) == state_sha256(first.weights)
 
@@ -116,7 +128,13 @@ def test_an_exception_of_the_model_ends_the_run_with_its_traceback(
     events: list[dict] = []
     broken = experiment(model={"name": "tests.nets:explode"}, workers={"min": 1, "max": 1})
     with pytest.raises(TrainingError, match=r"nets.py.*\n.*this model cannot be trained"):
-        train(broken, reference, folder=tmp_path, on_event=events.append)
+        train(
+            broken,
+            reference,
+            folder=tmp_path,
+            checkpoints=f"{tmp_path}/checkpoints",
+            on_event=events.append,
+        )
     verdicts = [(e["reason"], e["retry"]) for e in events if e["kind"] == "failure"]
     assert verdicts == [
         ("an exception, tried once more", True),

@@ -127,6 +127,16 @@ def test_controls_change_the_bytes(fault: str) -> None:
     assert train(settings, [Generation(1)], fault=fault).sha256 != _plain(settings)
 
 
+def test_plain_data_parallelism_fails_the_same_comparison() -> None:
+    settings = experiment("mlp", "sgd")
+    settings = validate({**settings.model_dump(mode="json"), "model": {"name": "mlp"}})
+    alone, two = (train(settings, [Generation(size)], fault="ddp") for size in (1, 2))
+    assert alone.sha256 != two.sha256
+    assert alone.history[-1] == pytest.approx(
+        two.history[-1], rel=1e-3
+    )  # the same but for the bits
+
+
 @functools.cache
 def _plain(settings: Experiment) -> str:
     return train(settings, [Generation(1)]).sha256

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "lepton_ray"
 # A layer imports from the ones above it. The two in one line know nothing of each other.
 LAYERS = (
     {"errors"},
+    {"storage"},
     {"config"},
     {"data"},
     {"models"},

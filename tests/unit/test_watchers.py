@@ -51,7 +51,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def watcher() -> tuple[StudyWatcher, Tracker, Lines]:
         tracker, lines = Tracker("watched", tmp_path / "artifacts"), Lines()
-        again = RunFolder.open(folder.path)
+        again = RunFolder.open(folder.uri)
         return StudyWatcher(experiment, tracker, again, lines, {}), tracker, lines
 
     return watcher, folder
