@@ -77,9 +77,11 @@ class ImageData(Section):
 class TableData(Section):
     kind: Literal["table"]
     source: str
-    """A CSV, Parquet or JSONL file."""
+    """A CSV, Parquet or JSONL file, or ``sklearn:`` and breast_cancer, diabetes, iris or wine."""
     target: str
     """The column to predict."""
+    task: Literal["classification", "regression"] = "classification"
+    """Whether the target is one of some classes or a number."""
     drop: tuple[str, ...] = ()
     """Columns that are not features (an id, a leak)."""
     split: Split = Split()
@@ -264,9 +266,9 @@ class Gate(Section):
     metric: str = "accuracy"
     at_least: float | None = None
     at_most: float | None = None
-    beats: tuple[Literal["baseline", "linear", "champion"], ...] = ("baseline",)
+    beats: tuple[Literal["baseline", "linear", "boosting", "champion"], ...] = ("baseline",)
     """What the version must be better than on the test split: the trivial baseline, the linear
-    one, the current champion (if there is one)."""
+    one, gradient boosting (for tables), the current champion (if there is one)."""
 
 
 class Replicas(Section):
@@ -322,6 +324,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _across(self) -> Experiment:
+        if "boosting" in self.gate.beats and self.data.kind != "table":
+            raise ValueError(
+                "gate.beats: boosting is measured for tables only: take it out of the list"
+            )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(
                 f"workers.max must be at most the number of shards, but got {self.workers.max} "

@@ -19,8 +19,8 @@ from lepton_ray.errors import DataError
 class Samples:
     x: npt.NDArray[np.float32]
     """[n, *input_shape]"""
-    y: npt.NDArray[np.int64]
-    """[n] Index into the classes."""
+    y: npt.NDArray[np.int64] | npt.NDArray[np.float64]
+    """[n] Index into the classes, or the target's value."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -46,9 +46,7 @@ def load(data: ImageData | TableData) -> Dataset:
         DataError: see `sources.read`, `split.divide` and `preprocess.fit_table`.
     """
     raw = sources.read(data)
-    classes, y = np.unique(raw.labels, return_inverse=True)
-    if len(classes) < 2:
-        raise DataError(f"{data.source}: all labels are {classes[0]!r}; there is nothing to learn")
+    classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test)
     columns = {
         part: {name: values[indices] for name, values in raw.columns.items()}
@@ -60,19 +58,31 @@ def load(data: ImageData | TableData) -> Dataset:
         )
     else:
         fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess.missing)
+    if not classes:
+        fitted = preprocess.fit_target(fitted, y[parts["train"]])
     samples = {
-        part: Samples(x=fitted.apply(columns[part]), y=y[indices].astype(np.int64))
+        part: Samples(x=fitted.apply(columns[part]), y=y[indices])
         for part, indices in parts.items()
     }
     return Dataset(
-        schema=Schema(
-            columns=fitted.columns, target=raw.target, classes=tuple(str(c) for c in classes)
-        ),
+        schema=Schema(columns=fitted.columns, target=raw.target, classes=classes),
         preprocess=fitted,
         test_columns=columns["test"],
         digest=_digest(raw, parts),
         **samples,
     )
+
+
+def _classes(
+    data: ImageData | TableData, raw: sources.Raw
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64] | npt.NDArray[np.float64]]:
+    """The classes and each sample's index; no classes and the values where labels are numbers."""
+    if raw.labels.dtype.kind == "f":
+        return (), raw.labels.astype(np.float64)
+    classes, y = np.unique(raw.labels, return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(f"{data.source}: all labels are {classes[0]!r}; there is nothing to learn")
+    return tuple(str(c) for c in classes), y.astype(np.int64)
 
 
 def _digest(raw: sources.Raw, parts: dict[str, split.Indices]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class Preprocess:
     columns: tuple[Column, ...]
     missing: str
     tensors: Mapping[str, npt.NDArray[np.float32]]
+    target_mean: float = 0.0
+    target_deviation: float = 1.0
+    """Of a number to predict: a model learns (value - mean) / deviation."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -95,7 +98,12 @@ class Preprocess:
             }
             for c in self.columns
         ]
-        value = {"format": FORMAT, "missing": self.missing, "columns": columns}
+        value = {
+            "format": FORMAT,
+            "missing": self.missing,
+            "columns": columns,
+            "target": {"mean": self.target_mean, "deviation": self.target_deviation},
+        }
         (folder / "preprocess.json").write_text(json.dumps(value, indent=1))
         save_file(dict(self.tensors), folder / "preprocess.safetensors")
 
@@ -111,6 +119,8 @@ class Preprocess:
             columns=columns,
             missing=value["missing"],
             tensors=load_file(folder / "preprocess.safetensors"),
+            target_mean=value["target"]["mean"],
+            target_deviation=value["target"]["deviation"],
         )
 
 
@@ -162,6 +172,12 @@ def fit_table(
         "scale": _inverse(np.array(deviation)),
     }
     return Preprocess(columns=tuple(fitted), missing=missing, tensors=_as_float32(tensors))
+
+
+def fit_target(fitted: Preprocess, y: npt.NDArray[np.generic]) -> Preprocess:
+    """With mean and deviation of the training targets [n]."""
+    mean, deviation = float(y.mean()), float(y.std())
+    return replace(fitted, target_mean=mean, target_deviation=deviation or 1.0)
 
 
 def _inverse(deviation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

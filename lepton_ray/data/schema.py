@@ -28,6 +28,12 @@ class Schema:
     columns: tuple[Column, ...]
     target: str
     classes: tuple[str, ...] = field(default=())
+    """What it answers with; empty for a number (regression)."""
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a model gives for a sample: a logit per class, or one value."""
+        return len(self.classes) or 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

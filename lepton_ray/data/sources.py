@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = npt.NDArray[np.generic]
+Labels = npt.NDArray[np.str_] | npt.NDArray[np.float64]
 
 MAX_CATEGORIES = 1000
+SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "wine")
 IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
@@ -36,8 +38,8 @@ class Raw:
     """Column name -> values, [n, ...]; images uint8 or float32, numbers float64, categories str."""
     kinds: tuple[Column, ...]
     """The columns' types; ranges and categories of tables are filled in from the training split."""
-    labels: npt.NDArray[np.str_]
-    """[n]"""
+    labels: Labels
+    """[n] Texts to classify into, or numbers."""
     target: str
     given_test: npt.NDArray[np.bool_] | None = None
     """[n] True where the source itself says test."""
@@ -180,11 +182,63 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _sklearn_table(name: str) -> pd.DataFrame:
+    """A table inside scikit-learn, with its classes by name where it has any."""
+    from sklearn import datasets
+
+    if name not in SKLEARN_TABLES:
+        raise DataError(
+            f"data.source 'sklearn:{name}' is not a table; known: {', '.join(SKLEARN_TABLES)}"
+        )
+    loaded = getattr(datasets, f"load_{name}")(as_frame=True)
+    frame: pd.DataFrame = loaded.frame
+    if "target_names" in loaded:
+        frame = frame.assign(target=loaded.target_names[frame["target"]])
+    return frame
+
+
+def _targets(data: TableData, values: pd.Series) -> Labels:
+    """[n] Numbers for a regression, else texts.
+
+    Raises:
+        DataError: when the column does not fit the task.
+    """
+    import pandas as pd
+
+    if data.task == "regression":
+        numbers: npt.NDArray[np.float64] = pd.to_numeric(values, errors="coerce").to_numpy(
+            dtype=np.float64
+        )
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if len(bad):
+            raise DataError(
+                f"{data.source}: {len(bad)} of {len(values)} values of target {data.target!r} are "
+                f"not numbers, the first is {values.iloc[bad[0]]!r}: repair them, or set "
+                "data.task: classification"
+            )
+        if numbers.min() == numbers.max():
+            raise DataError(
+                f"{data.source}: every {data.target!r} is {numbers[0]:g}; there is nothing to learn"
+            )
+        return numbers
+    labels: npt.NDArray[np.str_] = values.astype(str).to_numpy(dtype=np.str_)
+    if len(set(labels)) > MAX_CATEGORIES:
+        raise DataError(
+            f"{data.source}: target {data.target!r} has {len(set(labels))} distinct values, and a "
+            f"classification has at most {MAX_CATEGORIES} classes: set data.task: regression"
+        )
+    return labels
+
+
 def _read_table(data: TableData) -> Raw:
     import pandas as pd
 
-    path = Path(data.source)
-    frame = read_frame(path)
+    path = data.source
+    frame = (
+        _sklearn_table(path.removeprefix("sklearn:"))
+        if path.startswith("sklearn:")
+        else read_frame(Path(path))
+    )
     for name in (data.target, *data.drop):
         if name not in frame.columns:
             raise DataError(
@@ -193,12 +247,7 @@ def _read_table(data: TableData) -> Raw:
     unlabelled = int(frame[data.target].isna().sum())
     if unlabelled:
         raise DataError(f"{path}: {unlabelled} of {len(frame)} rows have no {data.target!r}")
-    labels = frame[data.target].astype(str).to_numpy(dtype=np.str_)
-    if len(set(labels)) > MAX_CATEGORIES:
-        raise DataError(
-            f"{path}: target {data.target!r} has {len(set(labels))} distinct values; this version "
-            f"classifies into at most {MAX_CATEGORIES} classes and does no regression"
-        )
+    labels = _targets(data, frame[data.target])
     columns: dict[str, Array] = {}
     kinds = []
     for name in frame.columns:

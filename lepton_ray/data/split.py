@@ -13,9 +13,12 @@ Indices = npt.NDArray[np.int64]
 
 
 def divide(
-    labels: npt.NDArray[np.str_], split: Split, given_test: npt.NDArray[np.bool_] | None
+    labels: npt.NDArray[np.str_] | npt.NDArray[np.float64],
+    split: Split,
+    given_test: npt.NDArray[np.bool_] | None,
 ) -> dict[str, Indices]:
-    """Sorted sample indices of ``train``, ``validation`` and ``test``, stratified by label.
+    """Sorted sample indices of ``train``, ``validation`` and ``test``; stratified by label unless
+    the labels are numbers.
 
     Raises:
         DataError: when a split is empty or a label is missing from the training split.
@@ -43,6 +46,8 @@ def divide(
                 f"the {name} split is empty: {len(labels)} samples with data.split "
                 f"test={split.test} validation={split.validation}; raise the share or add samples"
             )
+    if labels.dtype.kind == "f":
+        return parts
     known = set(labels[parts["train"]])
     for name in ("validation", "test"):
         unseen = sorted(set(labels[parts[name]]) - known)
@@ -56,9 +61,14 @@ def divide(
 
 
 def _stratified(
-    indices: Indices, labels: npt.NDArray[np.str_], share: float, rng: np.random.Generator
+    indices: Indices,
+    labels: npt.NDArray[np.str_] | npt.NDArray[np.float64],
+    share: float,
+    rng: np.random.Generator,
 ) -> Indices:
     """A share of ``indices`` with every label's own share, to the nearest sample."""
+    if labels.dtype.kind == "f":
+        return np.sort(rng.permutation(indices)[: round(share * len(indices))])
     chosen = []
     for label in np.unique(labels[indices]):
         members = indices[labels[indices] == label]

@@ -19,7 +19,6 @@ from lepton_ray.errors import ExperimentError, TrainingError, nearest
 from lepton_ray.jobs import session
 from lepton_ray.tracking import store
 from lepton_ray.training.loop import Replica
-from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.tuning import space
 
 # Seconds seen on two cores; they only feed an estimate that is printed as one.
@@ -61,11 +60,12 @@ class Plan:
     def table(self) -> str:
         low, high = self.workers
         parts = ", ".join(f"{n:,} {part}" for part, n in self.samples.items())
+        target = f"{self.classes} classes" if self.classes else "a number to predict"
         tune = f"tune {self.trials} trials about {self.tune_s:.0f} s, " if self.trials else ""
         return "\n".join(
             [
                 f"plan   {self.name}",
-                f"  data     {parts}; {self.classes} classes; digest {self.data_digest[:12]}",
+                f"  data     {parts}; {target}; digest {self.data_digest[:12]}",
                 f"  model    {self.model}, {self.parameters:,} parameters",
                 f"  step     batch {self.batch} = {self.shards} shards x "
                 f"{self.batch // self.shards}; {self.step_ms:.1f} ms for one replica here; "
@@ -87,14 +87,6 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     store.client()
     available = _available(address)
     session.check_room(experiment.workers, available, _where(address))
-    if experiment.gate.metric not in DIRECTIONS:
-        raise ExperimentError(
-            experiment.name,
-            [
-                f"gate.metric: {experiment.gate.metric!r} is not measured, "
-                f"{nearest(experiment.gate.metric, DIRECTIONS)}"
-            ],
-        )
     if experiment.tune is not None:
         space.check(experiment)
     dataset = data.load(experiment.data)
@@ -111,6 +103,15 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
                 "train.exact: false"
             ],
         ) from error
+    tested = [name.removeprefix("val_") for name in metrics if name.startswith("val_")]
+    if experiment.gate.metric not in tested:
+        raise ExperimentError(
+            experiment.name,
+            [
+                f"gate.metric: {experiment.gate.metric!r} is not measured, "
+                f"{nearest(experiment.gate.metric, tested)}"
+            ],
+        )
     if experiment.tune is not None and experiment.tune.metric not in metrics:
         raise ExperimentError(
             experiment.name,

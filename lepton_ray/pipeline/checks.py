@@ -11,7 +11,7 @@ from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import EndpointError
 from lepton_ray.serving import endpoint
 from lepton_ray.serving.runtime import Runtime
-from lepton_ray.training.metrics import classification
+from lepton_ray.training.tasks import task_of
 
 
 def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
@@ -19,13 +19,16 @@ def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
 
     Classes are matched by name, so that a version trained on other labels is scored fairly.
     """
-    answers = runtime.predict_columns(dataset.test_columns).probabilities
+    answers = runtime.predict_columns(dataset.test_columns)
+    task = task_of(dataset)
+    if not dataset.schema.classes:
+        return task.measure(answers, dataset.test.y)
     classes = list(runtime.schema.classes)
     probabilities: npt.NDArray[np.float64] = np.zeros((len(answers), len(dataset.schema.classes)))
     for position, label in enumerate(dataset.schema.classes):
         if label in classes:
             probabilities[:, position] = answers[:, classes.index(label)]
-    return classification(probabilities, dataset.test.y)
+    return task.measure(probabilities, dataset.test.y)
 
 
 def check_endpoint(url: str, runtime: Runtime, rows: list[dict[str, Any]]) -> int:

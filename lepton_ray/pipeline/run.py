@@ -38,7 +38,7 @@ from lepton_ray.training import baselines
 from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
-from lepton_ray.training.metrics import DIRECTIONS, classification
+from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.trainer import TrainResult, train
 from lepton_ray.tuning import study
 
@@ -218,7 +218,7 @@ class Run:
         run_id = results["train"]["run_id"]
         folder = self._folder.path / "version"
         model = models.build(
-            experiment.model, dataset.preprocess.input_shape, len(dataset.schema.classes)
+            experiment.model, dataset.preprocess.input_shape, dataset.schema.outputs
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
@@ -241,10 +241,7 @@ class Run:
         runtime = Runtime.load(folder)
         test = {
             "model": score(runtime, dataset),
-            "baseline": classification(baselines.trivial(dataset), dataset.test.y),
-            "linear": classification(
-                baselines.linear(dataset, experiment.train.seed), dataset.test.y
-            ),
+            **baselines.measure(dataset, experiment.train.seed),
         }
         for name, metrics in test.items():
             prefix = "test" if name == "model" else name
@@ -271,7 +268,7 @@ class Run:
         name, version = registered["name"], registered["version"]
         test = registered["test"]
         rivals: dict[str, float | None] = {
-            rival: test[rival][rules.metric] for rival in rules.beats if rival != "champion"
+            rival: test[rival][rules.metric] for rival in rules.beats if rival in test
         }
         champion = registry.find_champion(name)
         if "champion" in rules.beats and champion is not None and champion.version != version:
@@ -354,16 +351,28 @@ def _missed(experiment: config.Experiment, registered: dict[str, Any], done: dic
 def _score_table(
     experiment: config.Experiment, version: int, test: dict[str, dict[str, float]], rows: int
 ) -> str:
-    names = list(next(iter(test.values())))
+    names = list(test["model"])
+    widths = [max(10, len(name) + 2) for name in names]
     titles = {
         "model": f"{experiment.model.name} (version {version})",
+        "boosting": "gradient boosting",
         "linear": "linear baseline",
         "baseline": "trivial baseline",
     }
-    lines = [f"score  on {rows} test samples" + " " * 10 + "".join(f"{n:>10}" for n in names)]
-    for key, title in titles.items():
-        lines.append(f"       {title:32}" + "".join(f"{test[key][n]:10.4f}" for n in names))
-    return "\n".join(lines)
+
+    def line(title: str, cells: list[str]) -> str:
+        return f"{title:39}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+    return "\n".join(
+        [
+            line(f"score  on {rows} test samples", names),
+            *(
+                line(f"       {title}", [f"{test[key][name]:.4f}" for name in names])
+                for key, title in titles.items()
+                if key in test
+            ),
+        ]
+    )
 
 
 def _settings(params: Mapping[str, Any]) -> str:

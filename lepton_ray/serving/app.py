@@ -17,8 +17,15 @@ from ray import serve
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
-from lepton_ray.serving.requests import Columns, Response, RowsError, columns_of, row_schema
-from lepton_ray.serving.runtime import Predictions, Runtime
+from lepton_ray.serving.requests import (
+    Columns,
+    Response,
+    RowsError,
+    ValueResponse,
+    columns_of,
+    row_schema,
+)
+from lepton_ray.serving.runtime import Runtime
 
 MAX_BODY_BYTES = 16 << 20
 MAX_QUEUED = 1000  # requests waiting at a proxy; more are answered 503 at once
@@ -56,6 +63,7 @@ def application(folder: Path, name: str, version: int, config: Serve) -> serve.A
 
 def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
     """The deployment's class; its batching is fixed by the experiment."""
+    kind = Response if schema.classes else ValueResponse
 
     class Endpoint:
         def __init__(self, folder: str, name: str, version: int) -> None:
@@ -68,7 +76,7 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
             batch_wait_timeout_s=config.batch.wait_ms / 1000,
             batch_size_fn=_rows_of,
         )
-        async def _batched(self, requests: list[Columns]) -> list[Predictions]:
+        async def _batched(self, requests: list[Columns]) -> list[Any]:
             merged = {
                 name: np.concatenate([columns[name] for columns in requests])
                 for name in requests[0]
@@ -76,16 +84,11 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
             loop = asyncio.get_running_loop()
             whole = await loop.run_in_executor(self._thread, self._runtime.predict_columns, merged)
             ends = np.cumsum([_length(columns) for columns in requests])[:-1]
-            return [
-                Predictions(labels, probabilities)
-                for labels, probabilities in zip(
-                    np.split(whole.labels, ends), np.split(whole.probabilities, ends), strict=True
-                )
-            ]
+            return np.split(whole, ends)
 
-        @api.post("/predict", response_model=Response, openapi_extra={"requestBody": _body(schema)})
+        @api.post("/predict", response_model=kind, openapi_extra={"requestBody": _body(schema)})
         async def predict(self, request: Request) -> Any:
-            """Class probabilities for each row."""
+            """The answer to each row: class probabilities, or a value."""
             try:
                 rows = await _read_rows(request)
                 columns = columns_of(self._runtime.schema, rows)
@@ -94,7 +97,7 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
                 return JSONResponse({"detail": [vars(p) for p in error.problems]}, 422)
             except _RefusedError as error:
                 return JSONResponse({"detail": str(error)}, error.status)
-            return Response(
+            return kind(
                 model=self._runtime.name,
                 version=self._runtime.version,
                 predictions=answers,

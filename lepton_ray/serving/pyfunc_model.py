@@ -9,11 +9,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 
+from lepton_ray.serving.requests import Answer, Value
 from lepton_ray.serving.runtime import Runtime
 
 
 class VersionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """Takes a data frame with the schema's columns; answers labels and probabilities."""
+    """Takes a data frame with the schema's columns; answers labels and probabilities, or values."""
 
     def load_context(self, context: Any) -> None:
         self._runtime = Runtime.load(Path(context.artifacts["version"]))
@@ -26,16 +27,16 @@ class VersionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-define
             {name: _plain(value) for name, value in row.items()}
             for row in model_input.to_dict("records")
         ]
-        answers = self._runtime.predict(rows)
-        return pd.DataFrame(
-            [
-                {
-                    "label": a.label,
-                    **{f"probability_{c}": p for c, p in a.probabilities.items()},
-                }
-                for a in answers
-            ]
-        )
+        return pd.DataFrame([_flat(answer) for answer in self._runtime.predict(rows)])
+
+
+def _flat(answer: Answer | Value) -> dict[str, Any]:
+    if isinstance(answer, Value):
+        return {"value": answer.value}
+    return {
+        "label": answer.label,
+        **{f"probability_{c}": p for c, p in answer.probabilities.items()},
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,12 @@ class Answer(BaseModel):
     probabilities: dict[str, float]
 
 
+class Value(BaseModel):
+    """The prediction for one row of a regression."""
+
+    value: float
+
+
 class Response(BaseModel):
     """What ``POST /predict`` answers."""
 
@@ -33,6 +39,12 @@ class Response(BaseModel):
     model: str
     version: int
     predictions: list[Answer]
+
+
+class ValueResponse(Response):
+    """What ``POST /predict`` answers for a regression."""
+
+    predictions: list[Value]  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Usable without Ray and without torch: ``load_model("digits@champion").predict(ro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ import onnxruntime
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
-from lepton_ray.serving.requests import Answer, Problem, RowsError, columns_of
+from lepton_ray.serving.requests import Answer, Problem, RowsError, Value, columns_of
+
+Floats = npt.NDArray[np.floating]
 
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
-
-
-@dataclass(frozen=True)
-class Predictions:
-    labels: npt.NDArray[np.str_]
-    """[n]"""
-    probabilities: npt.NDArray[np.float32]
-    """[n, classes]"""
 
 
 class Runtime:
@@ -69,7 +62,7 @@ class Runtime:
         session = open_session(folder / "model.onnx")
         return Runtime(session, Preprocess.load(folder), schema, manifest, name, version)
 
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer] | list[Value]:
         """An answer for each row.
 
         Raises:
@@ -77,40 +70,44 @@ class Runtime:
         """
         return self.answers(self.predict_columns(columns_of(self.schema, rows)))
 
-    def predict_columns(self, columns: Mapping[str, Any]) -> Predictions:
-        """Labels and probabilities from column name -> values [n, ...], already checked."""
+    def predict_columns(self, columns: Mapping[str, Any]) -> Floats:
+        """[n, classes] Probabilities, or [n, 1] values.
+
+        Args:
+            columns: column name -> values [n, ...], already checked.
+        """
         n = len(next(iter(columns.values())))
         parts = [
             self.forward({name: values[at : at + CHUNK] for name, values in columns.items()})
             for at in range(0, n, CHUNK)
         ]
-        classes = np.array(self.schema.classes)
-        probabilities = (
-            np.concatenate(parts) if parts else np.zeros((0, len(classes)), dtype=np.float32)
-        )
-        return Predictions(classes[probabilities.argmax(1)], probabilities)
+        return np.concatenate(parts) if parts else np.zeros((0, self.schema.outputs))
 
-    def forward(self, columns: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-        """[n, classes] Probabilities of one batch, in one forward pass."""
-        return softmax(run_session(self._session, self._preprocess.apply(columns)))
+    def forward(self, columns: Mapping[str, Any]) -> Floats:
+        """The same for one batch, in one forward pass."""
+        outputs = run_session(self._session, self._preprocess.apply(columns))
+        if self.schema.classes:
+            return softmax(outputs)
+        fitted = self._preprocess
+        return outputs.astype(np.float64) * fitted.target_deviation + fitted.target_mean
 
-    def answers(self, predictions: Predictions) -> list[Answer]:
-        """Predictions in the form that goes over HTTP.
+    def answers(self, found: Floats) -> list[Answer] | list[Value]:
+        """What `predict_columns` gave, in the form that goes over HTTP.
 
         Raises:
             RowsError: for rows whose numbers are so large that the answer is none.
         """
-        finite = np.isfinite(predictions.probabilities).all(axis=1)
+        finite = np.isfinite(found).all(axis=1)
         if not finite.all():
             rule = "the model has no finite answer to numbers as large as in this row"
             shown = "nan"
             raise RowsError([Problem(int(i), "", rule, shown) for i in np.flatnonzero(~finite)])
         classes = self.schema.classes
+        if not classes:
+            return [Value(value=value) for (value,) in found.tolist()]
         return [
-            Answer(label=str(label), probabilities=dict(zip(classes, row, strict=True)))
-            for label, row in zip(
-                predictions.labels, predictions.probabilities.tolist(), strict=True
-            )
+            Answer(label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
+            for best, row in zip(found.argmax(1).tolist(), found.tolist(), strict=True)
         ]
 
 

@@ -13,6 +13,8 @@ from lepton_ray.data.schema import Column, Schema
 def signature(schema: Schema) -> ModelSignature:
     """Numbers are doubles, categories strings, an image nested arrays of doubles."""
     inputs = MlflowSchema([ColSpec(_type(c), c.name) for c in schema.columns])
+    if not schema.classes:
+        return ModelSignature(inputs, MlflowSchema([ColSpec(DataType.double, "value")]))
     probabilities = [ColSpec(DataType.double, f"probability_{c}") for c in schema.classes]
     outputs = MlflowSchema([ColSpec(DataType.string, "label"), *probabilities])
     return ModelSignature(inputs=inputs, outputs=outputs)

@@ -28,6 +28,7 @@ from lepton_ray.training.optimization import build_optimizer
 from lepton_ray.training.profiler import Profiler
 from lepton_ray.training.state import TrainState, averaged_copy
 from lepton_ray.training.step import TrainStep
+from lepton_ray.training.tasks import task_of
 
 Report = Callable[[dict[str, Any]], None]
 PROGRESS_S = 0.5  # between two progress reports
@@ -59,6 +60,7 @@ class Replica:
         train = experiment.train
         self.experiment = experiment
         self.dataset = dataset
+        self._task = task_of(dataset)
         self.device = device or torch.device("cpu")
         self.profile = determinism.configure(train, self.device)
         allocator.keep_freed_memory()
@@ -89,7 +91,7 @@ class Replica:
             self.state,
             train,
             total_steps=self.total_steps,
-            loss=torch.nn.functional.cross_entropy,
+            loss=self._task.loss,
             fetch=self._fetch,
             device=self.device,
             group=group,
@@ -99,7 +101,7 @@ class Replica:
         train, dataset = self.experiment.train, self.dataset
         torch.manual_seed(key(train.seed, "init"))
         model = models.build(
-            self.experiment.model, dataset.preprocess.input_shape, len(dataset.schema.classes)
+            self.experiment.model, dataset.preprocess.input_shape, dataset.schema.outputs
         ).to(self.device)
         refuse_inexact(model)
         optimizer = build_optimizer(
@@ -234,9 +236,15 @@ class Replica:
         would depend on where it resumed.
         """
         assert self.state.loss is not None
-        measured = evaluation.evaluate(
-            self.state.evaluated, self.dataset.validation, device=self.device, group=self._group
+        validation = self.dataset.validation
+        outputs = evaluation.outputs(
+            self.state.evaluated,
+            validation,
+            width=self.dataset.schema.outputs,
+            device=self.device,
+            group=self._group,
         )
+        measured = self._task.measure(self._task.answers(outputs), validation.y)
         return {
             "train_loss": float(self.state.loss),
             **{f"val_{n}": v for n, v in measured.items()},

@@ -240,7 +240,7 @@ def test_the_runtime_answers_alike_at_any_batch_size(registered: str, dataset: D
     runtime = load_model(registered)
     assert runtime.manifest["parity"]["batch_invariant"]
     columns = {"image": dataset.test_columns["image"][:64]}
-    whole = runtime.predict_columns(columns).probabilities
+    whole = runtime.predict_columns(columns)
     alone = [runtime.forward({"image": columns["image"][i : i + 1]}) for i in range(64)]
     np.testing.assert_array_equal(np.concatenate(alone), whole)
 

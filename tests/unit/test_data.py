@@ -79,6 +79,53 @@ def test_preprocessing_is_fitted_on_training_rows_only(tmp_path: Path) -> None:
     assert refit != pytest.approx(frame["age"].mean(), abs=1e-9)
 
 
+def numbers(n: int = 60) -> pd.DataFrame:
+    return pd.DataFrame({"a": np.arange(n, dtype=float), "y": 1000.0 + 3 * np.arange(n)})
+
+
+def test_a_number_to_predict_is_scaled_by_the_training_split(tmp_path: Path) -> None:
+    dataset = table(tmp_path, numbers(), task="regression")
+    fitted = dataset.preprocess
+    assert (dataset.schema.classes, dataset.schema.outputs) == ((), 1)
+    assert fitted.target_mean == dataset.train.y.mean()
+    assert fitted.target_deviation == dataset.train.y.std()
+    together = np.concatenate([p.y for p in (dataset.train, dataset.validation, dataset.test)])
+    assert sorted(together) == sorted(numbers()["y"])
+    fitted.save(tmp_path)
+    again = Preprocess.load(tmp_path)
+    assert (again.target_mean, again.target_deviation) == (
+        fitted.target_mean,
+        fitted.target_deviation,
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["x", "7"] * 30, "30 of 60 values of target 'y' are not numbers, .*'x'"),
+        ([np.inf, *range(59)], "1 of 60 values of target 'y' are not numbers"),
+        ([5.0] * 60, "every 'y' is 5; there is nothing to learn"),
+    ],
+)
+def test_targets_that_are_no_numbers_are_refused(tmp_path: Path, values: list, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        table(tmp_path, numbers().assign(y=values), task="regression")
+
+
+def test_too_many_classes_point_to_regression(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1500 distinct values.*set data.task: regression"):
+        table(tmp_path, numbers(1500))
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "iris", "wine"])
+def test_tables_of_scikit_learn_have_classes_by_name(name: str) -> None:
+    dataset = data.load(TableData(kind="table", source=f"sklearn:{name}", target="target"))
+    known = {"breast_cancer": "malignant", "iris": "setosa", "wine": "class_0"}
+    assert known[name] in dataset.schema.classes
+    with pytest.raises(DataError, match="'sklearn:boston' is not a table; known: breast_cancer"):
+        data.load(TableData(kind="table", source="sklearn:boston", target="target"))
+
+
 def test_preprocess_survives_its_file(tmp_path: Path) -> None:
     fitted = table(tmp_path, people()).preprocess
     fitted.save(tmp_path)

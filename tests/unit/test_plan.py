@@ -8,6 +8,7 @@ from lepton_ray.config import validate
 from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
 from lepton_ray.jobs.planning import make_plan
 
+DIABETES = {"kind": "table", "source": "sklearn:diabetes", "target": "target"}
 SMALL = {
     "name": "plan",
     "data": {"kind": "image", "source": "sklearn:digits", "split": {"test": 0.7}},
@@ -34,7 +35,7 @@ def test_a_plan_tries_a_real_step() -> None:
     assert found.samples == {"train": 486, "validation": 53, "test": 1258}
     assert found.steps == 2 * (486 // 64)
     assert 2.0 < found.loss < 3.0
-    assert found.metrics == ("train_loss", "val_loss", "val_accuracy")
+    assert found.metrics == ("train_loss", "val_loss", "val_accuracy", "val_f1_macro")
     assert "486 train" in found.table()
 
 
@@ -51,6 +52,11 @@ def test_a_plan_tries_a_real_step() -> None:
         ({"train": {"batch": 512}}, DataError, "only 486 samples: set a smaller batch"),
         ({"train": {"early_stop": {"metric": "val_los"}}}, ExperimentError, "'val_loss'"),
         ({"gate": {"metric": "acuracy"}}, ExperimentError, "did you mean 'accuracy'"),
+        (
+            {"data": {**DIABETES, "task": "regression"}},
+            ExperimentError,
+            "gate.metric: 'accuracy' is not measured, known: .*mae",
+        ),
         (
             {"tune": {"metric": "val_auc", "space": {"train.batch": {"choice": [32]}}}},
             ExperimentError,

@@ -25,10 +25,13 @@ from lepton_ray import data, models
 from lepton_ray.config.schema import ImageData, Model, TableData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, RunError
+from lepton_ray.pipeline.checks import score
 from lepton_ray.serving import endpoint, package
 from lepton_ray.serving.requests import RowsError
 from lepton_ray.serving.runtime import CHUNK, Runtime
+from lepton_ray.serving.signature import signature
 from lepton_ray.training.digest import state_sha256
+from lepton_ray.training.tasks import task_of
 
 BLANK = [[0.0] * 8] * 8
 
@@ -47,7 +50,7 @@ class Built:
 
 def build(folder: Path, dataset: Dataset, model: Model) -> Built:
     torch.manual_seed(0)
-    made = models.build(model, dataset.preprocess.input_shape, len(dataset.schema.classes))
+    made = models.build(model, dataset.preprocess.input_shape, dataset.schema.outputs)
     manifest = package.build(
         folder,
         model=made,
@@ -290,6 +293,26 @@ def test_a_city_never_seen_is_no_city_and_no_error(people: Built) -> None:
 def test_whole_numbers_and_fractions_are_the_same_number(people: Built) -> None:
     whole, fraction = people.runtime.predict([{"age": a, "city": "Rom"} for a in (7, 7.0)])
     assert whole == fraction
+
+
+# --- a number to predict --------------------------------------------------------------------------
+
+
+def test_a_regression_answers_in_the_unit_of_its_target(tmp_path: Path) -> None:
+    settings = TableData(
+        kind="table", source="sklearn:diabetes", target="target", task="regression"
+    )
+    built = build(tmp_path / "v", data.load(settings), Model(name="mlp", width=8))
+    sent = rows(built, 40)
+    values = np.array([answer.value for answer in built.runtime.predict(sent)])
+    with torch.no_grad():
+        outputs = built.model.eval()(torch.from_numpy(built.dataset.test.x[:40]))
+    expected = task_of(built.dataset).answers(outputs)[:, 0]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert built.dataset.train.y.min() < values.mean() < built.dataset.train.y.max()
+    assert built.runtime.predict(sent[:1])[0].value == values[0]
+    assert score(built.runtime, built.dataset)["mae"] < 100
+    assert signature(built.dataset.schema).outputs.input_names() == ["value"]
 
 
 # --- the line for a shell ------------------------------------------------------------------------
