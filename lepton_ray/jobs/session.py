@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,6 +38,7 @@ def session(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _reach(address)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     try:
         if address:
@@ -47,6 +50,8 @@ def session(address: str | None = None) -> Iterator[None]:
             f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
             "an embedded one"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
     try:
         yield
     finally:

@@ -137,8 +137,9 @@ def promote(version: ModelVersion, alias: str = "champion") -> None:
 def versions(name: str | None = None) -> list[ModelVersion]:
     """All versions of one model or of all, newest first."""
     store = client()
-    query = f"name = '{name}'" if name else ""
-    found = [_value(store, v) for v in store.search_model_versions(query)]
+    # Not by a filter of MLflow: it cannot quote a name that holds a quote.
+    listed = [v for v in store.search_model_versions() if name in (None, v.name)]
+    found = [_value(store, v) for v in listed]
     if name and not found:
         raise ModelError(f"no model {name!r}: {_hint(store, name)}")
     return sorted(found, key=lambda v: (v.name, -v.version))
