@@ -20,6 +20,12 @@ from lepton_ray import __version__
 from lepton_ray.errors import InputError, LeptonRayError
 
 PLAIN_PROGRESS_S = 10  # between two progress lines where they cannot be replaced
+MODELS_TAKE = {  # least and most MODELs, and an example
+    "show": (1, 1, "models show digits@champion"),
+    "compare": (2, 9, "models compare digits/1 digits/2"),
+    "promote": (1, 1, "models promote digits/2"),
+    "rollback": (1, 1, "models rollback digits"),
+}
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
@@ -97,9 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     add_on_file("render", _render, "print the experiment with every default written out")
     add("schema", _schema, "print the JSON Schema of an experiment, for editors")
 
-    models = add("models", _models, "list registered models, or show a version")
-    models.add_argument("action", choices=["list", "show"])
-    models.add_argument("model", nargs="?", help="NAME to list, NAME@ALIAS or NAME/VERSION to show")
+    models = add("models", _models, "list, show, compare, promote and roll back registered models")
+    models.add_argument("action", choices=["list", *MODELS_TAKE])
+    models.add_argument(
+        "models", nargs="*", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION; NAME to roll back"
+    )
     verify = add("verify", _verify, "train a finished run again and compare every byte")
     verify.add_argument("run", metavar="RUN", help="its folder, as lepton_results/NAME/ID")
     verify.add_argument("--workers", type=int, default=1, help="to train on; default 1")
@@ -158,26 +166,40 @@ def _schema(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
 
 
 def _models(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import promotion
     from lepton_ray.tracking import registry
 
+    given = options.models
     if options.action == "list":
-        found = registry.versions(options.model)
-        for v in found:
-            accuracy = v.tags.get("test_accuracy", "")
-            terminal.say(
-                f"{v.name + '/' + str(v.version):30} {','.join(v.aliases):12} "
-                f"accuracy {accuracy[:6] or '-':8} weights "
-                f"{v.tags.get('lepton_ray.weights_sha256', '-')[:12]}"
-            )
-        if not found:
-            terminal.say("no models registered yet")
-        return {"models": [_version_json(v) for v in found]}
-    if options.model is None:
-        raise InputError("models show needs a MODEL, as in digits@champion")
-    version = registry.resolve(options.model)
+        if len(given) > 1:
+            raise InputError("models list takes one NAME or none")
+        return _list_models(registry.versions(given[0] if given else None), terminal)
+    least, most, example = MODELS_TAKE[options.action]
+    if not least <= len(given) <= most:
+        raise InputError(f"models {options.action} needs a MODEL, as in {example}")
+    if options.action == "promote":
+        return promotion.promote(given[0], terminal)
+    if options.action == "rollback":
+        return promotion.rollback(given[0], terminal)
+    if options.action == "compare":
+        return promotion.compare(given, terminal)
+    version = registry.resolve(given[0])
     value = {**_version_json(version), "manifest": registry.manifest(version)}
     terminal.say(json.dumps(value, indent=1))
     return value
+
+
+def _list_models(found: list[Any], terminal: _Terminal) -> dict[str, Any]:
+    for v in found:
+        metric = "accuracy" if "test_accuracy" in v.tags else "mae"
+        measured = f"{metric} {v.tags.get(f'test_{metric}', '-')[:6]}"
+        terminal.say(
+            f"{v.name + '/' + str(v.version):30} {','.join(v.aliases):12} {measured:16} weights "
+            f"{v.tags.get('lepton_ray.weights_sha256', '-')[:12]}"
+        )
+    if not found:
+        terminal.say("no models registered yet")
+    return {"models": [_version_json(v) for v in found]}
 
 
 def _version_json(version: Any) -> dict[str, Any]:

@@ -28,17 +28,17 @@ from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
 from lepton_ray.pipeline.checks import check_endpoint, score
+from lepton_ray.pipeline.promotion import pass_gate
 from lepton_ray.serving import endpoint, package
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
-from lepton_ray.tracking import gate, registry
+from lepton_ray.tracking import registry
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.training import baselines
 from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
-from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.trainer import TrainResult, train
 from lepton_ray.tuning import study
 
@@ -111,8 +111,6 @@ class Run:
                     else:
                         say(f"{name:6} done before")
                     results[name] = done
-                    if name == "gate" and not done["promoted"]:
-                        raise GateError(_missed(experiment, results["register"], done))
             except BaseException as error:
                 ended = isinstance(error, GateError)
                 self._folder.end("finished" if ended else "failed")
@@ -264,25 +262,11 @@ class Run:
         return {"name": version.name, "version": version.version, "test": test}
 
     def _gate(self, results: dict[str, Any]) -> dict[str, Any]:
-        rules, registered = self._experiment.gate, results["register"]
-        name, version = registered["name"], registered["version"]
-        test = registered["test"]
-        rivals: dict[str, float | None] = {
-            rival: test[rival][rules.metric] for rival in rules.beats if rival in test
-        }
-        champion = registry.find_champion(name)
-        if "champion" in rules.beats and champion is not None and champion.version != version:
-            rival = score(Runtime.load(champion.folder()), self._dataset)
-            rivals["champion"] = rival[rules.metric]
-        checks = gate.decide(rules, test["model"][rules.metric], rivals, DIRECTIONS[rules.metric])
-        promoted = all(check.passed for check in checks)
-        if promoted:
-            registry.promote(registry.resolve(f"{name}/{version}"))
-            self._terminal.say(
-                f"gate   passed ({'; '.join(c.rule for c in checks) or 'no rules'}): "
-                f"{name}@champion is version {version}"
-            )
-        return {"promoted": promoted, "checks": [asdict(check) for check in checks]}
+        registered = results["register"]
+        version = registry.resolve(f"{registered['name']}/{registered['version']}")
+        return pass_gate(
+            self._experiment, version, registered["test"], self._dataset, self._terminal
+        )
 
     def _serve(self, results: dict[str, Any]) -> dict[str, Any]:
         name = results["register"]["name"]
@@ -332,20 +316,6 @@ class Run:
             "lepton_ray.data_digest": self._dataset.digest,
             "mlflow.source.git.commit": provenance.git_commit(),
         }
-
-
-def _missed(experiment: config.Experiment, registered: dict[str, Any], done: dict[str, Any]) -> str:
-    metric = experiment.gate.metric
-    value = registered["test"]["model"][metric]
-    failed = [c for c in done["checks"] if not c["passed"]]
-    lines = [f"  {c['rule']}: missed by {c['missed_by']:.4f}" for c in failed]
-    return "\n".join(
-        [
-            f"{registered['name']}/{registered['version']} has {metric} {value:.4f} on the test "
-            "split and was not promoted:",
-            *lines,
-        ]
-    )
 
 
 def _score_table(

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from lepton_ray.errors import ModelError
 from lepton_ray.tracking.store import client
 
 ARTIFACT = "version"  # the name under which a version's folder is logged
+CHAMPIONS = "lepton_ray.champions"  # tag of a registered model: its champions so far
+CHAMPIONS_KEPT = 50
+LOCK = ".promotion"  # ending of the name that stands for a promotion going on; no model has a dot
+LOCK_S = 30.0  # a promotion takes milliseconds; an older lock is of a dead process
 REQUIREMENTS = ("lepton-ray", "onnxruntime", "numpy", "pandas", "pydantic", "safetensors")
 
 
@@ -129,9 +134,87 @@ def find_champion(name: str) -> ModelVersion | None:
         return None
 
 
-def promote(version: ModelVersion, alias: str = "champion") -> None:
-    """Move an alias to a version."""
-    client().set_registered_model_alias(version.name, alias, str(version.version))
+def promote(version: ModelVersion, *, instead_of: int | None) -> None:
+    """Make a version the champion, if the champion is still the one it was compared with.
+
+    Args:
+        instead_of: the version that was champion then; None for none.
+
+    Raises:
+        ModelError: when another promotion was quicker.
+    """
+    store = client()
+    with _promoting(store, version.name):
+        champion = find_champion(version.name)
+        now = champion.version if champion else None
+        if now != instead_of:
+            raise ModelError(
+                f"{version.name}@champion moved from {instead_of or 'none'} to {now or 'none'} "
+                f"while version {version.version} was compared: promote it again"
+            )
+        _move_champion(store, version, [*_champions(store, version.name), version.version])
+
+
+def rollback(name: str) -> ModelVersion:
+    """Make the champion before the present one champion again.
+
+    Raises:
+        ModelError: when there is none.
+    """
+    store = client()
+    with _promoting(store, name):
+        past = _champions(store, name)
+        if len(past) < 2:
+            raise ModelError(f"{name}@champion has no version before it to go back to")
+        version = resolve(f"{name}/{past[-2]}")
+        _move_champion(store, version, past[:-1])
+        return version
+
+
+def _move_champion(store: MlflowClient, version: ModelVersion, past: list[int]) -> None:
+    store.set_registered_model_alias(version.name, "champion", str(version.version))
+    kept = ",".join(str(v) for v in past[-CHAMPIONS_KEPT:])
+    store.set_registered_model_tag(version.name, CHAMPIONS, kept)
+
+
+def _champions(store: MlflowClient, name: str) -> list[int]:
+    """The versions that were champion, in their order; the present one is the last.
+
+    Raises:
+        ModelError: when there is no such model.
+    """
+    try:
+        tags = store.get_registered_model(name).tags
+    except MlflowException as error:
+        raise ModelError(f"no model {name!r}: {_hint(store, name)}") from error
+    return [int(v) for v in tags.get(CHAMPIONS, "").split(",") if v]
+
+
+@contextlib.contextmanager
+def _promoting(store: MlflowClient, name: str) -> Iterator[None]:
+    """One promotion of a model at a time, on any MLflow store: names are unique in all of them.
+
+    Raises:
+        ModelError: while another one is going on.
+    """
+    lock = f"{name}{LOCK}"
+    for attempt in range(2):
+        try:
+            store.create_registered_model(lock)
+            break
+        except MlflowException:
+            with contextlib.suppress(MlflowException):  # it may be gone by now
+                made_ms = store.get_registered_model(lock).creation_timestamp
+                if attempt == 0 and time.time() * 1000 - made_ms > LOCK_S * 1000:
+                    store.delete_registered_model(lock)  # its process died
+                    continue
+            raise ModelError(
+                f"another promotion of {name!r} is going on: try again in some seconds"
+            ) from None
+    try:
+        yield
+    finally:
+        store.delete_registered_model(lock)
 
 
 def versions(name: str | None = None) -> list[ModelVersion]:
@@ -152,7 +235,8 @@ def manifest(version: ModelVersion) -> dict[str, Any]:
 
 
 def _hint(store: MlflowClient, name: str) -> str:
-    known = sorted(m.name for m in store.search_registered_models())
+    listed = [m.name for m in store.search_registered_models()]
+    known = sorted(n for n in listed if not n.endswith(LOCK))
     if name not in known:
         return f"registered are: {', '.join(known) or 'none yet'}"
     model = store.get_registered_model(name)

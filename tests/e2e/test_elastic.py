@@ -137,7 +137,11 @@ def test_killed_grown_and_drained(
     dataset = data.load(experiment(model, optimizer, 0).data)
     disturber = Disturber(cluster, ["kill", "add", "drain"])
     result = train(
-        experiment(model, optimizer, 0.04), ray.put(dataset), folder=tmp_path, on_event=disturber
+        experiment(model, optimizer, 0.04),
+        ray.put(dataset),
+        folder=tmp_path,
+        checkpoints=f"{tmp_path}/checkpoints",
+        on_event=disturber,
     )
     assert disturber.acts == [], f"training ended before: {disturber.events}"
     assert disturber.sizes() == [2, 2, 3, 2]
@@ -156,7 +160,11 @@ def test_a_lost_node(cluster: Cluster, tmp_path: Path) -> None:
     dataset = data.load(experiment("cnn", "sgd", 0).data)
     disturber = Disturber(cluster, ["lose"])
     result = train(
-        experiment("cnn", "sgd", 0.04), ray.put(dataset), folder=tmp_path, on_event=disturber
+        experiment("cnn", "sgd", 0.04),
+        ray.put(dataset),
+        folder=tmp_path,
+        checkpoints=f"{tmp_path}/checkpoints",
+        on_event=disturber,
     )
     assert disturber.sizes()[0] == 2
     assert disturber.sizes()[-1] == 1

@@ -58,7 +58,7 @@ def registered(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> It
         signature=signature(dataset.schema),
         tags={},
     )
-    registry.promote(version)
+    registry.promote(version, instead_of=None)
     yield "small@champion"
     if before is None:
         del os.environ["MLFLOW_TRACKING_URI"]

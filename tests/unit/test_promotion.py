@@ -1,0 +1,161 @@
+"""The champion: through the gate, one promotion at a time, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from lepton_ray import data
+from lepton_ray.config import render, validate
+from lepton_ray.errors import GateError, ModelError
+from lepton_ray.jobs.watchers import Silent
+from lepton_ray.pipeline import promotion
+from lepton_ray.serving import package
+from lepton_ray.serving.signature import signature
+from lepton_ray.tracking import registry
+from lepton_ray.tracking.registry import ModelVersion
+from lepton_ray.tracking.store import Tracker, client
+from lepton_ray.training.loop import Replica
+
+EXPERIMENT = validate(
+    {
+        "name": "iris",
+        "data": {"kind": "table", "source": "sklearn:iris", "target": "target"},
+        "model": {"name": "linear"},
+        "train": {"epochs": 30, "batch": 16, "optimizer": {"name": "adamw", "lr": 0.05}},
+        "gate": {"metric": "accuracy", "at_least": 0.5, "beats": ["baseline", "champion"]},
+    }
+)
+DATASET = data.load(EXPERIMENT.data)
+
+
+class Lines(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    replica = Replica(EXPERIMENT, DATASET)
+    for _ in replica.epochs():
+        pass
+    return replica.state.model
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
+def register(root: Path, model: nn.Module, digest: str = DATASET.digest) -> ModelVersion:
+    package.build(
+        root / "version",
+        model=model,
+        dataset_schema=DATASET.schema,
+        preprocess=DATASET.preprocess,
+        experiment_yaml=render(EXPERIMENT),
+        sample_x=DATASET.test.x,
+        max_batch=16,
+        provenance={"data_digest": digest},
+    )
+    return registry.register(
+        "iris",
+        run_id=Tracker("iris", root).start("test"),
+        folder=root / "version",
+        python_model=Path(package.__file__).with_name("pyfunc_model.py"),
+        signature=signature(DATASET.schema),
+        tags={},
+    )
+
+
+def champion() -> int | None:
+    found = registry.find_champion("iris")
+    return found.version if found else None
+
+
+def test_the_better_version_is_promoted_and_the_worse_one_told_by_how_much(
+    store: Path, trained: nn.Module
+) -> None:
+    register(store, trained)
+    register(store, nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    register(store, trained)
+    lines = Lines()
+
+    assert promotion.promote("iris/1", lines)["promoted"]
+    assert champion() == 1
+    assert "iris@champion is version 1" in lines.said[-1]
+
+    with pytest.raises(GateError, match=r"iris/2 has accuracy 0\.\d+ .*\n.*missed by 0\."):
+        promotion.promote("iris/2", lines)
+    assert champion() == 1
+
+    assert promotion.promote("iris/3", lines)["promoted"], "as good as the champion is enough"
+    assert champion() == 3
+    assert "already" in str(promotion.promote("iris/3", lines) and lines.said[-1])
+
+    assert promotion.rollback("iris", lines)["version"] == 1
+    assert champion() == 1
+    assert lines.said[-1] == "iris@champion is version 1 again"
+    with pytest.raises(ModelError, match="no version before it"):
+        promotion.rollback("iris", lines)
+
+    compared = promotion.compare(["iris/1", "iris/2", "iris/3"], lines)
+    first, other, same = compared["agreement"]
+    assert (first, same) == (1.0, 1.0)
+    assert other < 1.0
+    assert compared["metrics"][0] == compared["metrics"][2]
+    assert "iris/1" in lines.said[-1]
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
+    store: Path, trained: nn.Module
+) -> None:
+    versions = [register(store, trained) for _ in range(2)]
+
+    def attempt(version: ModelVersion) -> str:
+        try:
+            registry.promote(version, instead_of=None)
+        except ModelError as error:
+            return str(error)
+        return "won"
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(attempt, versions))
+    assert ends.count("won") == 1, ends
+    (told,) = [end for end in ends if end != "won"]
+    assert "is going on" in told or "moved from none to" in told
+    assert champion() == versions[ends.index("won")].version
+
+
+def test_a_promotion_that_died_does_not_block_the_next_one_for_ever(
+    store: Path, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = register(store, trained)
+    client().create_registered_model(f"iris{registry.LOCK}")  # as its process left it
+    with pytest.raises(ModelError, match="another promotion of 'iris' is going on"):
+        registry.promote(version, instead_of=None)
+    with pytest.raises(ModelError, match="registered are: iris$"):
+        registry.resolve("irsi/1")
+    monkeypatch.setattr(registry, "LOCK_S", 0.0)
+    registry.promote(version, instead_of=None)
+    assert champion() == 1
+
+
+def test_a_version_of_other_data_is_not_scored(store: Path, trained: nn.Module) -> None:
+    register(store, trained, digest="0" * 64)
+    with pytest.raises(ModelError, match=r"data of iris/1 have changed .*digest 000000000000, now"):
+        promotion.promote("iris/1", Silent())
+    assert champion() is None
+
+
+def test_rolling_back_what_is_not_registered_says_what_is(store: Path) -> None:
+    with pytest.raises(ModelError, match="no model 'iris': registered are: none yet"):
+        promotion.rollback("iris", Silent())
