@@ -126,12 +126,16 @@ def run_arm(arm: str, event: str, log: str) -> None:
             time.sleep(0.5)
         Path(f"{log}.stop").touch()
 
-    threading.Thread(target=disturb, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
-        if arm == "ours":
-            _train_ours(log, steps, Path(folder))
-        else:
-            _train_ray(arm, log, folder)
+        target, arguments = (
+            (_train_ours, (log, steps, Path(folder)))
+            if arm == "ours"
+            else (_train_ray, (arm, log, folder))
+        )
+        training = threading.Thread(target=target, args=arguments)
+        training.start()
+        disturb()  # here, because Ray starts nodes from the main thread only
+        training.join()
     ray.shutdown()
     cluster.shutdown()
 
