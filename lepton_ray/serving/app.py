@@ -1,4 +1,4 @@
-"""The HTTP application of one version on Ray Serve.
+"""The HTTP application of the version that a reference names, on Ray Serve.
 
 No ``from __future__ import annotations`` here: Serve pickles the class, and FastAPI could no longer
 find what its annotations name.
@@ -6,6 +6,7 @@ find what its annotations name.
 
 import asyncio
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.exceptions import RayError
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
+from lepton_ray.errors import LeptonRayError
+from lepton_ray.serving.follower import Files, write_files
 from lepton_ray.serving.requests import (
     Columns,
     Response,
@@ -28,13 +32,19 @@ from lepton_ray.serving.requests import (
 from lepton_ray.serving.runtime import Runtime
 
 MAX_BODY_BYTES = 16 << 20
+ASK_S = 1.0  # between two looks for a new version
 MAX_QUEUED = 1000  # requests waiting at a proxy; more are answered 503 at once
 
 
-def application(folder: Path, name: str, version: int, config: Serve) -> serve.Application:
-    """A Serve application that answers with the version in ``folder``."""
+def application(follower: Any, folder: Path, name: str, config: Serve) -> serve.Application:
+    """A Serve application that answers with the version `follower.Follower` names.
+
+    Args:
+        follower: handle of the actor.
+        folder: of its present version, for the types of requests and answers.
+    """
     schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
-    api = FastAPI(title=name, version=str(version), description="Served by lepton_ray.")
+    api = FastAPI(title=name, description="Served by lepton_ray.")
     deployment: Any = serve.deployment(serve.ingress(api)(_define(api, schema, config)))
     replicas = config.replicas
     scale: dict[str, Any] = (
@@ -57,7 +67,7 @@ def application(folder: Path, name: str, version: int, config: Serve) -> serve.A
         max_queued_requests=MAX_QUEUED,
         ray_actor_options={"num_cpus": 1},
         **scale,
-    ).bind(str(folder), name, version)
+    ).bind(follower, name)
     return bound
 
 
@@ -66,10 +76,37 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
     kind = Response if schema.classes else ValueResponse
 
     class Endpoint:
-        def __init__(self, folder: str, name: str, version: int) -> None:
-            self._runtime = Runtime.load(Path(folder), name=name, version=version)
+        async def __init__(self, follower: Any, name: str) -> None:  # type: ignore[misc]
+            self._follower = follower
+            self._name = name
+            self._problem = ""
+            version, files = await follower.current.remote()
+            self._runtime = await asyncio.to_thread(_load, await files, name, version)
             # One thread: the forward pass stays off the event loop, which answers health checks.
             self._thread = ThreadPoolExecutor(max_workers=1)
+            self._following = asyncio.create_task(self._follow())
+
+        async def _follow(self) -> None:
+            """Change to each version that is named anew; requests go on meanwhile."""
+            refused = 0
+            while True:
+                await asyncio.sleep(ASK_S)
+                try:
+                    version, files = await self._follower.current.remote()
+                    if version in (self._runtime.version, refused):
+                        continue
+                    new = await asyncio.to_thread(_load, await files, self._name, version)
+                except (RayError, LeptonRayError) as error:
+                    self._problem = f"cannot follow: {error}"
+                    continue
+                if (new.schema.classes, _types(new.schema)) != (schema.classes, _types(schema)):
+                    refused = version
+                    self._problem = (
+                        f"version {version} takes other columns or answers other classes: "
+                        "start its endpoint anew"
+                    )
+                    continue
+                self._runtime, self._problem = new, ""
 
         @serve.batch(
             max_batch_size=config.batch.max,
@@ -77,38 +114,60 @@ def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
             batch_size_fn=_rows_of,
         )
         async def _batched(self, requests: list[Columns]) -> list[Any]:
+            """For each request the runtime that answers, and its part of the answers."""
+            runtime = self._runtime
             merged = {
                 name: np.concatenate([columns[name] for columns in requests])
                 for name in requests[0]
             }
             loop = asyncio.get_running_loop()
-            whole = await loop.run_in_executor(self._thread, self._runtime.predict_columns, merged)
+            whole = await loop.run_in_executor(self._thread, runtime.predict_columns, merged)
             ends = np.cumsum([_length(columns) for columns in requests])[:-1]
-            return np.split(whole, ends)
+            return [(runtime, part) for part in np.split(whole, ends)]
 
         @api.post("/predict", response_model=kind, openapi_extra={"requestBody": _body(schema)})
         async def predict(self, request: Request) -> Any:
             """The answer to each row: class probabilities, or a value."""
             try:
                 rows = await _read_rows(request)
-                columns = columns_of(self._runtime.schema, rows)
-                answers = self._runtime.answers(await self._batched(columns))
+                runtime, part = await self._batched(columns_of(schema, rows))
+                answers = runtime.answers(part)
             except RowsError as error:
                 return JSONResponse({"detail": [vars(p) for p in error.problems]}, 422)
             except _RefusedError as error:
                 return JSONResponse({"detail": str(error)}, error.status)
             return kind(
-                model=self._runtime.name,
-                version=self._runtime.version,
+                model=runtime.name,
+                version=runtime.version,
                 predictions=answers,
             )
 
         @api.get("/health")
         async def health(self) -> dict[str, Any]:
-            """Which version answers."""
-            return {"status": "ok", "model": self._runtime.name, "version": self._runtime.version}
+            """Which version answers, and what keeps it from following its alias, if anything."""
+            version = self._runtime.version
+            problem = {"problem": self._problem} if self._problem else {}
+            return {"status": "ok", "model": self._name, "version": version, **problem}
 
     return Endpoint
+
+
+def _load(files: Files, name: str, version: int) -> Runtime:
+    """A version from its files, warm.
+
+    Raises:
+        ModelError: when they were changed or are of a newer format.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(files, Path(folder))
+        runtime = Runtime.load(Path(folder), name=name, version=version)
+    runtime.warm_up()
+    return runtime
+
+
+def _types(schema: Schema) -> list[tuple[Any, ...]]:
+    """What a request's columns must be; ranges and categories may differ between versions."""
+    return [(c.name, c.kind, c.shape) for c in schema.columns]
 
 
 class _RefusedError(Exception):

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import EndpointError, ServingError
+from lepton_ray.serving import follower
 from lepton_ray.serving.app import application
 from lepton_ray.tracking import registry
 
@@ -53,7 +55,7 @@ def check_port(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def serving(reference: str, config: Serve) -> Iterator[Live]:
-    """The version that a reference names now, over HTTP, for the time of the block.
+    """What a reference names, over HTTP, for the time of the block; an alias is followed.
 
     Raises:
         ServingError: when the port is taken.
@@ -62,11 +64,21 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
     if not serve.status().proxies:  # else the port is taken by the Serve that will answer
         check_port(config.host, config.port)
     version = registry.resolve(reference)
+    folder = version.folder()
     serve.start(http_options={"host": config.host, "port": config.port})
+    connected = serve.context._get_global_client()
+    assert connected is not None
+    listening = connected.http_config
+    if (listening.host, listening.port) != (config.host, config.port):
+        raise ServingError(
+            f"Serve on this cluster listens at {listening.host}:{listening.port} already, and "
+            f"cannot at {config.host}:{config.port} too: set serve.host and serve.port to those"
+        )
+    following = follower.start(reference, version)
     try:
         try:
             serve.run(
-                application(version.folder(), version.name, version.version, config),
+                application(following, folder, version.name, config),
                 name=version.name,
                 route_prefix="/",
                 logging_config=LoggingConfig(enable_access_log=False),
@@ -76,6 +88,7 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
         yield Live(f"http://{config.host}:{config.port}")
     finally:
         serve.delete(version.name)
+        ray.kill(following)
 
 
 def query(url: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -83,6 +83,11 @@ class Runtime:
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.schema.outputs))
 
+    def warm_up(self) -> None:
+        """Answer once, so that the first request does not pay for what the session sets up."""
+        shape = self._preprocess.input_shape
+        run_session(self._session, np.zeros((1, *shape), np.float32))
+
     def forward(self, columns: Mapping[str, Any]) -> Floats:
         """The same for one batch, in one forward pass."""
         outputs = run_session(self._session, self._preprocess.apply(columns))

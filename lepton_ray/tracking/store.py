@@ -33,6 +33,14 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def absolute_uri() -> str:
+    """The same for a process in another folder."""
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:///"):
+        return uri
+    return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+
+
 def client() -> MlflowClient:
     """A client of the store; artifacts are never unpickled.
 

@@ -15,21 +15,21 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 from ray import serve
 
 from lepton_ray import data, models
-from lepton_ray.config import render
 from lepton_ray.config.schema import Model, Serve, TableData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, ServingError
 from lepton_ray.serving import endpoint, package
 from lepton_ray.serving.app import MAX_BODY_BYTES, application
+from lepton_ray.serving.follower import Follower, read_files
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
-from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
-from lepton_ray.tracking.store import Tracker
 from tests.ray.conftest import experiment
+from tests.versions import register
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +39,8 @@ def registered(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> It
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
     small = experiment()
-    package.build(
-        root / "version",
-        model=models.build(small.model, dataset.preprocess.input_shape, 10),
-        dataset_schema=dataset.schema,
-        preprocess=dataset.preprocess,
-        experiment_yaml=render(small),
-        sample_x=dataset.test.x[:64],
-        max_batch=64,
-        provenance={},
-    )
-    tracker = Tracker("small", root)
-    version = registry.register(
-        "small",
-        run_id=tracker.start("test"),
-        folder=root / "version",
-        python_model=Path(package.__file__).with_name("pyfunc_model.py"),
-        signature=signature(dataset.schema),
-        tags={},
-    )
+    model = models.build(small.model, dataset.preprocess.input_shape, 10)
+    version = register(small, dataset, model, root)
     registry.promote(version, instead_of=None)
     yield "small@champion"
     if before is None:
@@ -69,13 +52,6 @@ def registered(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture(scope="module")
 def rows(dataset: Dataset) -> list[dict]:
     return package.rows(dataset.schema, dataset.test_columns, 100)
-
-
-@pytest.fixture(scope="module")
-def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +131,9 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
     )
     runtime = Runtime.load(tmp_path / "version")
     config = Serve(batch={"max": 64, "wait_ms": 50})
+    follower = ray.remote(Follower).remote("people/1", 1, read_files(tmp_path / "version"))
     serve.run(
-        application(tmp_path / "version", "people", 1, config),
+        application(follower, tmp_path / "version", "people", config),
         name="people",
         route_prefix="/people",
     )
@@ -197,6 +174,14 @@ def test_a_taken_port_is_told_before_anything_starts() -> None:
         number = taken.getsockname()[1]
         with pytest.raises(ServingError, match=f"port {number} .*--set serve.port={number + 1}"):
             endpoint.check_port("127.0.0.1", number)
+
+
+def test_serve_listens_on_one_port_of_a_cluster(url: str, registered: str, port: int) -> None:
+    other = Serve(port=port - 1)
+    said = f"listens at 127.0.0.1:{port} already, and cannot at 127.0.0.1:{port - 1}"
+    with pytest.raises(ServingError, match=said), endpoint.serving(registered, other):
+        pass
+    assert httpx.get(f"{url}/health").status_code == 200
 
 
 def test_mlflow_itself_reads_the_version_without_pickle(

@@ -10,16 +10,15 @@ import pytest
 from torch import nn
 
 from lepton_ray import data
-from lepton_ray.config import render, validate
+from lepton_ray.config import validate
 from lepton_ray.errors import GateError, ModelError
 from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import promotion
-from lepton_ray.serving import package
-from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.registry import ModelVersion
-from lepton_ray.tracking.store import Tracker, client
+from lepton_ray.tracking.store import client
 from lepton_ray.training.loop import Replica
+from tests import versions
 
 EXPERIMENT = validate(
     {
@@ -55,25 +54,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return tmp_path
 
 
-def register(root: Path, model: nn.Module, digest: str = DATASET.digest) -> ModelVersion:
-    package.build(
-        root / "version",
-        model=model,
-        dataset_schema=DATASET.schema,
-        preprocess=DATASET.preprocess,
-        experiment_yaml=render(EXPERIMENT),
-        sample_x=DATASET.test.x,
-        max_batch=16,
-        provenance={"data_digest": digest},
-    )
-    return registry.register(
-        "iris",
-        run_id=Tracker("iris", root).start("test"),
-        folder=root / "version",
-        python_model=Path(package.__file__).with_name("pyfunc_model.py"),
-        signature=signature(DATASET.schema),
-        tags={},
-    )
+def register(root: Path, model: nn.Module, digest: str = "") -> ModelVersion:
+    return versions.register(EXPERIMENT, DATASET, model, root, digest)
 
 
 def champion() -> int | None:
@@ -118,7 +100,7 @@ def test_the_better_version_is_promoted_and_the_worse_one_told_by_how_much(
 def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
     store: Path, trained: nn.Module
 ) -> None:
-    versions = [register(store, trained) for _ in range(2)]
+    made = [register(store, trained) for _ in range(2)]
 
     def attempt(version: ModelVersion) -> str:
         try:
@@ -128,11 +110,11 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(
         return "won"
 
     with ThreadPoolExecutor(2) as pool:
-        ends = list(pool.map(attempt, versions))
+        ends = list(pool.map(attempt, made))
     assert ends.count("won") == 1, ends
     (told,) = [end for end in ends if end != "won"]
     assert "is going on" in told or "moved from none to" in told
-    assert champion() == versions[ends.index("won")].version
+    assert champion() == made[ends.index("won")].version
 
 
 def test_a_promotion_that_died_does_not_block_the_next_one_for_ever(
