@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify = add("verify", _verify, "train a finished run again and compare every byte")
     verify.add_argument("run", metavar="RUN", help="its folder, as lepton_results/NAME/ID")
-    verify.add_argument("--workers", type=int, default=1, help="to train on; default 1")
+    verify.add_argument("--workers", type=_count, default=1, help="to train on; default 1")
+    verify.add_argument("--epochs", type=_count, help="compare only the first ones; default all")
     verify.add_argument("--address", help="Ray cluster; default RAY_ADDRESS or an embedded one")
     serve = add("serve", _serve, "serve a model over HTTP until Ctrl-C")
     serve.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
@@ -121,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("data", metavar="DATA")
     predict.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def _plan(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
@@ -221,7 +229,13 @@ def _serve(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
 def _verify(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
     from lepton_ray.pipeline.verify import verify
 
-    return verify(options.run, workers=options.workers, address=options.address, terminal=terminal)
+    return verify(
+        options.run,
+        workers=options.workers,
+        epochs=options.epochs,
+        address=options.address,
+        terminal=terminal,
+    )
 
 
 def _predict(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Replica:
         group: the replicas' process group; None for a single replica.
         checkpoints: where to save and resume; None saves nothing.
         report: gets events as plain dicts, on replica 0 only.
+        epochs: where to stop, if before ``train.epochs``; the schedule stays that of the whole run.
         should_pause: asked after every step on replica 0; once true, it saves, reports, and waits
             to be ended.
     """
@@ -54,12 +55,14 @@ class Replica:
         device: torch.device | None = None,
         group: dist.ProcessGroup | None = None,
         checkpoints: CheckpointFolder | None = None,
+        epochs: int | None = None,
         report: Report = lambda event: None,
         should_pause: Callable[[], bool] = lambda: False,
     ) -> None:
         train = experiment.train
         self.experiment = experiment
         self.dataset = dataset
+        self._epochs = min(epochs or train.epochs, train.epochs)
         self._task = task_of(dataset)
         self.device = device or torch.device("cpu")
         self.profile = determinism.configure(train, self.device)
@@ -178,7 +181,7 @@ class Replica:
         stop = self.experiment.train.early_stop
         waited = self.epoch - 1 - self.state.best_epoch
         stopped = stop is not None and self.state.best_epoch >= 0 and waited >= stop.patience
-        return stopped or self.epoch >= self.experiment.train.epochs
+        return stopped or self.epoch >= self._epochs
 
     def _epoch(self) -> dict[str, float]:
         start, first_step = time.monotonic(), self.state.step

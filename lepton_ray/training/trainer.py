@@ -63,6 +63,7 @@ def train(
     *,
     folder: Path,
     checkpoints: str,
+    epochs: int | None = None,
     on_event: OnEvent = lambda event: None,
 ) -> TrainResult:
     """Train over ``workers.min`` to ``workers.max`` workers; resumes from ``checkpoints``.
@@ -71,6 +72,7 @@ def train(
         dataset: reference to a `Dataset` in the object store.
         folder: for Ray Train's own files.
         checkpoints: folder or URI that every worker reaches.
+        epochs: where to stop, if before ``train.epochs``.
         on_event: called in this thread with what replica 0 reports.
 
     Raises:
@@ -90,6 +92,7 @@ def train(
             "experiment": experiment.model_dump(mode="json"),
             "dataset": [dataset],  # a bare reference would be resolved and copied into the config
             "checkpoints": checkpoints,
+            "epochs": epochs,
             "controller": controller_name,
         },
         scaling_config=ScalingConfig(
@@ -146,6 +149,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             keep_every=experiment.train.checkpoint.keep_every,
             max_bytes=experiment.train.checkpoint.max_gb * 1e9,
         ),
+        epochs=config["epochs"],
         report=lambda event: controller.put.remote({**event, "at": time.time()}),
         should_pause=pause_requested.is_set,
     )
