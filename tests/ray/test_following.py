@@ -42,6 +42,11 @@ def url(
         yield live.url
 
 
+def healths(url: str) -> list[dict]:
+    """Enough answers to have some of both replicas."""
+    return [httpx.get(f"{url}/health").json() for _ in range(20)]
+
+
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -93,7 +98,7 @@ def test_a_version_that_takes_other_rows_is_not_followed_and_named(
     settings = EXPERIMENT.data.model_copy(update={"split": Split(seed=7, test=0.6)})
     version(data.load(settings), tmp_path, 3)  # other data of the same form is followed
     registry.promote(registry.resolve("followed/2"), instead_of=1)
-    wait_for(lambda: httpx.get(f"{url}/health").json()["version"] == 2, FOLLOWED_S)
+    wait_for(lambda: all(h["version"] == 2 for h in healths(url)), FOLLOWED_S)
 
     table = data.load(
         experiment(data={"kind": "table", "source": "sklearn:iris", "target": "target"}).data
@@ -102,7 +107,7 @@ def test_a_version_that_takes_other_rows_is_not_followed_and_named(
     model = models.build(Model(name="linear"), shape, outputs)
     register(EXPERIMENT, table, model, tmp_path)
     registry.promote(registry.resolve("followed/3"), instead_of=2)
-    wait_for(lambda: "problem" in httpx.get(f"{url}/health").json(), FOLLOWED_S)
-    health = httpx.get(f"{url}/health").json()
-    assert health["version"] == 2
-    assert "version 3 takes other columns" in health["problem"]
+    wait_for(lambda: all("problem" in h for h in healths(url)), FOLLOWED_S)
+    for health in healths(url):
+        assert health["version"] == 2
+        assert "version 3 takes other columns" in health["problem"]
