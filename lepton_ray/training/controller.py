@@ -12,13 +12,15 @@ tests/ray fails when a name goes away.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train import Result
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
@@ -44,6 +46,8 @@ from lepton_ray.training.elasticity import Failure, NodeView
 
 POLL_S = 0.25  # Ray's 2 s would be paid at every start, end and failure
 LOOK_S = 1.0  # between two looks at the nodes
+EVENTS_S = 0.2  # between two looks for events
+ABORT_TIMEOUT_S = 30.0  # for the group to end after Ctrl-C
 START_TIMEOUT_S = 5.0  # for a placement group; room was counted just before, so it is there or gone
 PAUSE_TIMEOUT_S = 30.0  # for replica 0 to save; after it the group is resized all the same
 
@@ -252,19 +256,21 @@ class Controller(TrainController):
 
 
 class Trainer(TorchTrainer):
-    """``TorchTrainer`` run by our `Controller`, which workers find by ``controller_name``."""
+    """``TorchTrainer`` run by our `Controller`, which workers find by ``controller_name``.
 
-    def __init__(self, *args: Any, controller_name: str, **kwargs: Any) -> None:
+    ``on_event`` is called in the thread of ``fit`` with what replica 0 and the controller report.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        controller_name: str,
+        on_event: Callable[[dict[str, Any]], None],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._controller_name = controller_name
-        self._controller: Any = None
-
-    def drain(self) -> list[dict[str, Any]]:
-        """What replica 0 and the controller reported since the last call."""
-        events: list[dict[str, Any]] = []
-        if self._controller is not None:
-            events = ray.get(self._controller.drain.remote())
-        return events
+        self._on_event = on_event
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
         node = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
@@ -278,7 +284,18 @@ class Trainer(TorchTrainer):
             options["runtime_env"] = {"env_vars": variables}
         kwargs["scaling_policy"] = Scaling(self.scaling_config)  # type: ignore[arg-type]
         kwargs["failure_policy"] = Failures(self.run_config.failure_config)  # type: ignore[arg-type]
-        self._controller = ray.remote(**options)(Controller).remote(**kwargs)
-        ray.get(self._controller.run.remote())
-        result: Result = ray.get(self._controller.get_result.remote())
+        controller: Any = ray.remote(**options)(Controller).remote(**kwargs)
+        try:
+            run = controller.run.remote()
+            ended: list[Any] = []
+            while not ended:
+                ended, _ = ray.wait([run], timeout=EVENTS_S)
+                for event in ray.get(controller.drain.remote()):
+                    self._on_event(event)
+            ray.get(run)
+            result: Result = ray.get(controller.get_result.remote())
+        except BaseException:  # Ctrl-C too; in a Ray that outlives this run nothing may stay
+            with contextlib.suppress(RayError):
+                ray.get(controller.abort.remote(), timeout=ABORT_TIMEOUT_S)
+            raise
         return result

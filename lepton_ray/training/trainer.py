@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import traceback
 import uuid
@@ -15,8 +14,8 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.exceptions import RayError
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from torch import Tensor
 
 from lepton_ray import storage
@@ -36,7 +35,6 @@ from lepton_ray.training.loop import Replica
 logger = logging.getLogger(__name__)
 
 OnEvent = Callable[[dict[str, Any]], None]
-DRAIN_S = 0.2  # between two looks for events
 COLLECTIVE_TIMEOUT_S = 300
 
 
@@ -88,6 +86,7 @@ def train(
     trainer = Trainer(
         _work,
         controller_name=controller_name,
+        on_event=on_event,
         train_loop_config={
             "experiment": experiment.model_dump(mode="json"),
             "dataset": [dataset],  # a bare reference would be resolved and copied into the config
@@ -106,23 +105,11 @@ def train(
             storage_path=str(folder),
         ),
     )
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except Exception as error:  # handed to the caller's thread
-            outcome["error"] = error
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(DRAIN_S)
-        for event in trainer.drain():
-            on_event(event)
-    if "error" in outcome:
-        raise TrainingError(_explain(outcome["error"])) from outcome["error"]
-    value = outcome["result"].return_value
+    try:
+        result: Any = trainer.fit()
+    except (TrainingFailedError, RayError) as error:
+        raise TrainingError(_explain(error)) from error
+    value = result.return_value
     return TrainResult(
         weights={name: torch.from_numpy(array.copy()) for name, array in value["weights"].items()},
         history=value["history"],

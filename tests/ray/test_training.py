@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,30 @@ def test_a_finished_training_resumes_to_its_own_end(
     )
     assert next(e for e in events if e["kind"] == "start")["step"] == first.steps
     assert state_sha256(again.weights) == state_sha256(first.weights)
+
+
+def test_an_interrupted_training_gives_its_workers_back(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    """Also in a Ray that outlives it; raised in this thread, as Ctrl-C is."""
+
+    def interrupt(event: dict) -> None:
+        if event["kind"] == "start":
+            raise KeyboardInterrupt
+
+    long = experiment(train={"epochs": 1000, "batch": 64})
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            long,
+            reference,
+            folder=tmp_path,
+            checkpoints=f"{tmp_path}/checkpoints",
+            on_event=interrupt,
+        )
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
 
 
 def scalars(file: Path) -> dict[str, list[tuple[int, float]]]:
