@@ -181,11 +181,24 @@ class Workers(Section):
     max: int = Field(1, ge=1)
     cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
+    mode: Literal["live", "restart"] | None = None
+    """``live``: the first ``min`` replicas are Ray Train's group, up to ``max`` more come and go
+    while the others train on. ``restart``: Ray Train's group itself is resized, by starting all of
+    it again from a checkpoint. Default: live, on GPUs restart."""
+
+    @property
+    def live(self) -> bool:
+        return self.mode == "live" or (self.mode is None and not self.gpus)
 
     @model_validator(mode="after")
     def _range(self) -> Workers:
         if self.min > self.max:
             raise ValueError(f"min <= max must hold, but got {self.min} and {self.max}")
+        if self.mode == "live" and self.gpus:
+            raise ValueError(
+                f"mode: live exchanges gradients over gloo, but got gpus: {self.gpus:g}: leave "
+                "mode out, or set it to restart"
+            )
         return self
 
 

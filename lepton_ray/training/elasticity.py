@@ -15,10 +15,11 @@ MAX_STUCK = 3  # deaths in a row without one step done: the cause does not go aw
 class NodeView:
     """One living node as the controller sees it."""
 
+    id: str
     free: Mapping[str, float]
     """Resources nobody holds."""
     ours: int
-    """Workers of this group on it."""
+    """Workers of Ray Train's group on it."""
     draining: bool
     """It will be taken away (a spot notice, an autoscaler that shrinks)."""
 

@@ -19,7 +19,7 @@ ONE = {"CPU": 1.0}
 
 
 def node(cpus: float, ours: int = 0, draining: bool = False, gpus: float = 0) -> NodeView:
-    return NodeView(free={"CPU": cpus, "GPU": gpus}, ours=ours, draining=draining)
+    return NodeView(id="n", free={"CPU": cpus, "GPU": gpus}, ours=ours, draining=draining)
 
 
 @pytest.mark.parametrize(
