@@ -6,8 +6,9 @@ Events: ``kill``, a worker's kill -9; ``lose``, a worker's node gone; ``drain``,
 later the node gone; ``add``, a node more. Arms: ours, Ray Train at its defaults, Ray Train tuned
 by hand (every interval and time-out it reads from the environment). All run steps of the same
 length on the same nodes of one machine, save every 20 steps, and write a line per step. Standing
-still is the longest gap between two steps after the event; redone is how many step numbers came
-twice. A training is ended when it has stood still and gone on again, or after a limit.
+still is the longest gap between two steps after the event, less the step itself; redone is how many
+step numbers came twice. A training is ended when it has gone on for a while with other replicas
+than before the event, or after a limit.
 
 ``--quick`` runs each pair once, and only kill and add.
 """
@@ -34,8 +35,7 @@ SAVE_EVERY = 20
 SETTLE_S = 8.0  # of training before the event
 GRACE_S = 10.0  # between a drain notice and the node's end
 LIMIT_S = 180.0  # of training after the event
-GAP_S = 1.0  # between two steps: training stood still
-CALM_S = 8.0  # of steps after it
+CALM_S = 12.0  # of steps after the last change of replicas
 TUNED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
@@ -141,11 +141,15 @@ def run_arm(arm: str, event: str, log: str) -> None:
 
 
 def _went_on(log: str, event_done: float) -> bool:
-    """Whether training stood still after the event and then ran for `CALM_S`."""
+    """Whether the replicas changed after the event, and training then ran for `CALM_S`."""
     started = float(Path(f"{log}.event").read_text())
-    times = [float(line.split()[0]) for line in Path(log).read_text().splitlines()]
-    ends = [b for a, b in pairwise(times) if b > started and b - a > GAP_S]
-    return bool(ends) and times[-1] > max(ends[-1], event_done) + CALM_S
+    lines = [line.split() for line in Path(log).read_text().splitlines()]
+    changes = [
+        float(b[0])
+        for a, b in pairwise(lines)
+        if float(b[0]) > started and (a[2], a[3]) != (b[2], b[3])
+    ]
+    return bool(changes) and float(lines[-1][0]) > max(changes[-1], event_done) + CALM_S
 
 
 def _train_ours(log: str, steps: int, folder: Path) -> None:
@@ -175,29 +179,38 @@ def _train_ours(log: str, steps: int, folder: Path) -> None:
 def logged(input_shape: tuple[int, ...], classes: int, *, log: str) -> Any:
     """A small model whose optimizer steps are written down by replica 0."""
     import torch
-    import torch.distributed as dist
     from torch import nn
 
     from lepton_ray.models.linear import linear
+    from lepton_ray.training.membership import Peers
+    from lepton_ray.training.step import TrainStep
+
+    now: dict[str, Peers] = {}
+    join = TrainStep.join
+
+    def noted(self: TrainStep, peers: Peers) -> None:
+        now["peers"] = peers
+        join(self, peers)
+
+    TrainStep.join = noted  # type: ignore[method-assign]
 
     class Logged(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = linear(input_shape, classes)
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-            self.last = -1
+            self.last: Any = None
 
         def forward(self, x: Any) -> Any:
             if self.training:
-                step = int(self.step)
-                if step != self.last:  # once a step, whatever the number of shards here
-                    self.last = step
+                peers, step = now["peers"], int(self.step)
+                if (peers, step) != self.last:  # once a try, whatever the number of shards here
+                    self.last = peers, step
                     if not os.path.exists(f"{log}.stop"):
                         time.sleep(STEPS_S)
-                    world = dist.get_world_size() if dist.is_initialized() else 1
-                    if not dist.is_initialized() or dist.get_rank() == 0:
+                    if peers.rank == 0:
                         with open(log, "a") as file:
-                            file.write(f"{time.time()} {step} {os.getpid()} {world}\n")
+                            file.write(f"{time.time()} {step} {os.getpid()} {peers.size}\n")
                 self.step += 1
             return self.inner(x)
 
@@ -245,7 +258,8 @@ def measure(arm: str, event: str) -> dict[str, float]:
     gaps = [b - a for a, b in pairwise(times) if b > at]
     redone = sum(max(0, a + 1 - b) for a, b in pairwise(steps))
     used = next((t - at for t, s in zip(times, sizes, strict=True) if t > at and s == 2), None)
-    result = {"stood_still_s": max(gaps, default=float("nan")), "redone": float(redone)}
+    still = max(gaps, default=float("nan")) - STEPS_S
+    result = {"stood_still_s": still, "redone": float(redone)}
     if event == "add" and used is not None:
         result["used_after_s"] = used
     return result

@@ -87,7 +87,9 @@ class Coordinator:
         self._listener.close()
         with self._lock:
             for connection in self._connections.values():
-                connection.close()
+                # Its own thread closes it; a peer may have gone already.
+                with _socket_of(connection) as same, contextlib.suppress(OSError):
+                    same.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -122,9 +124,9 @@ class Coordinator:
         except (EOFError, OSError, ValueError, AuthenticationError):
             pass  # gone, or not one of ours
         finally:
-            connection.close()
             if name:
                 self._gone(name, connection, reason)
+            connection.close()  # after nobody else finds it
 
     def _welcome(self, hello: dict[str, Any], connection: Connection) -> str:
         """Take a replica in; "" for one that may not train with the others."""
@@ -221,10 +223,15 @@ class Coordinator:
         self._tell({"kind": "resize", "reason": reason, "at": time.time()})
 
 
+def _socket_of(connection: Connection) -> socket.socket:
+    """The same socket by another descriptor."""
+    return socket.socket(fileno=os.dup(connection.fileno()))
+
+
 def _limit_waiting(connection: Connection) -> None:
     """A peer that is silent in the middle of a message, or reads none, holds nobody up for long."""
     limit = struct.pack("ll", int(HANDSHAKE_S), 0)
-    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+    with _socket_of(connection) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
