@@ -19,11 +19,11 @@ import ray
 from ray import serve
 
 from lepton_ray import data, models
-from lepton_ray.config.schema import Model, Serve, TableData
+from lepton_ray.config.schema import Limits, Model, Serve, TableData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, ServingError
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.app import MAX_BODY_BYTES, application
+from lepton_ray.serving.app import application
 from lepton_ray.serving.follower import Follower, read_files
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
@@ -55,18 +55,23 @@ def rows(dataset: Dataset) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def url(cluster: None, registered: str, port: int) -> Iterator[str]:
+def live(cluster: None, registered: str, port: int) -> Iterator[endpoint.Live]:
     with endpoint.serving(registered, Serve(port=port)) as live:
-        yield live.url
+        yield live
+
+
+@pytest.fixture(scope="module")
+def url(live: endpoint.Live) -> str:
+    return live.url
 
 
 def test_http_answers_are_those_of_load_model_bit_for_bit(
-    url: str, registered: str, rows: list[dict]
+    live: endpoint.Live, registered: str, rows: list[dict]
 ) -> None:
     expected = [a.model_dump() for a in load_model(registered).predict(rows)]
     parts = [slice(0, 1), slice(1, 4), slice(4, 30), slice(30, 31), slice(31, 95), slice(95, 100)]
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda part: endpoint.query(url, rows[part]), parts * 4))
+        answers = list(pool.map(lambda part: live.client().predict(rows[part]), parts * 4))
     for part, answer in zip(parts * 4, answers, strict=True):
         assert answer["predictions"] == expected[part]
         assert (answer["model"], answer["version"]) == ("small", 1)
@@ -133,7 +138,7 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
     config = Serve(batch={"max": 64, "wait_ms": 50})
     follower = ray.remote(Follower).remote("people/1", 1, read_files(tmp_path / "version"))
     serve.run(
-        application(follower, tmp_path / "version", "people", config),
+        application(follower, "people", config),
         name="people",
         route_prefix="/people",
     )
@@ -156,14 +161,14 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
 
 
 def test_a_body_that_is_too_large_is_413(url: str) -> None:
-    response = httpx.post(f"{url}/predict", content=b"x" * (MAX_BODY_BYTES + 1))
+    response = httpx.post(f"{url}/predict", content=b"x" * (int(Limits().body_mb * 2**20) + 1))
     assert response.status_code == 413
     assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_the_curl_line_is_one_command_with_the_row(url: str, rows: list[dict]) -> None:
-    words = shlex.split(endpoint.curl(url, rows[0]))
-    assert words[:3] == ["curl", "-s", f"{url}/predict"]
+def test_the_curl_line_is_one_command_with_the_row(live: endpoint.Live, rows: list[dict]) -> None:
+    words = shlex.split(endpoint.curl(live, rows[0]))
+    assert words[:3] == ["curl", "-s", f"{live.url}/predict"]
     assert json.loads(words[-1]) == {"rows": [rows[0]]}
 
 
