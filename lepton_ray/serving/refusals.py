@@ -23,10 +23,13 @@ class RefusedError(Exception):
         retry_after_s: when the client may come again, for 429 and 503.
     """
 
-    def __init__(self, status: int, text: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, status: int, text: str, retry_after_s: float | None = None) -> None:
         self.status = status
         self.retry_after_s = retry_after_s
-        super().__init__(text)
+        super().__init__(status, text, retry_after_s)  # all of it, so that it can be pickled
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def route_path(scope: Scope) -> str:

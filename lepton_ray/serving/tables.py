@@ -6,6 +6,7 @@ made, since a text that is stored once may be named by every row.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator
@@ -63,15 +64,12 @@ def from_parquet(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> 
         RefusedError: 422 when it is no such file, 413 for too many rows or too long texts.
         RowsError: for unknown columns, and those of another type.
     """
-    try:
-        texts = [c.name for c in schema.columns if c.kind != "number"]
-        file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts)
+    with _parsing("a Parquet file", max_bytes):
+        file = pq.ParquetFile(pa.BufferReader(body))
         if file.metadata.num_rows > max_rows:
             raise too_many_rows(max_rows)
         _check(schema, file.schema_arrow)
         return _rows(file.iter_batches(batch_size=max_rows), max_rows, max_bytes)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise RefusedError(422, f"the body must be a Parquet file: {_first(error)}") from None
 
 
 def from_arrow(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> Rows:
@@ -80,12 +78,9 @@ def from_arrow(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> Ro
     Raises:
         RefusedError, RowsError: see `from_parquet`.
     """
-    try:
-        with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
-            _check(schema, reader.schema)
-            return _rows(reader, max_rows, max_bytes)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
-        raise RefusedError(422, f"the body must be an Arrow stream: {_first(error)}") from None
+    with _parsing("an Arrow stream", max_bytes), pa.ipc.open_stream(body) as reader:
+        _check(schema, reader.schema)
+        return _rows(reader, max_rows, max_bytes)
 
 
 def too_many_rows(max_rows: int) -> RefusedError:
@@ -167,6 +162,22 @@ def _text_bytes(column: pa.Array) -> int:
     else:
         return 0
     return pc.sum(lengths).as_py() or 0
+
+
+@contextlib.contextmanager
+def _parsing(what: str, max_bytes: int) -> Iterator[None]:
+    """
+    Raises:
+        RefusedError: for whatever a parser raises, which for a damaged file can be nearly anything.
+    """
+    try:
+        yield
+    except (RefusedError, RowsError):
+        raise
+    except MemoryError:  # Arrow's is one of them
+        raise too_large(max_bytes) from None
+    except Exception as error:
+        raise RefusedError(422, f"the body must be {what}: {_first(error)}") from None
 
 
 def _first(error: BaseException) -> str:
