@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -17,6 +18,8 @@ import pandas as pd
 import pytest
 import ray
 from ray import serve
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
 from lepton_ray import data, models
 from lepton_ray.config.schema import Limits, Model, Serve, TableData
@@ -75,6 +78,44 @@ def test_http_answers_are_those_of_load_model_bit_for_bit(
     for part, answer in zip(parts * 4, answers, strict=True):
         assert answer["predictions"] == expected[part]
         assert (answer["model"], answer["version"]) == ("small", 1)
+
+
+def test_more_rows_than_a_batch_holds_are_answered_by_one_version(
+    live: endpoint.Live, registered: str, rows: list[dict]
+) -> None:
+    sent = rows * 3
+    assert len(sent) > Serve().batch.max * 4
+    expected = [a.model_dump() for a in load_model(registered).predict(sent)]
+    with live.client() as client:
+        assert client.predict(sent)["predictions"] == expected
+
+
+def test_triton_s_client_over_http(url: str, registered: str, rows: list[dict]) -> None:
+    x = np.array([row["image"] for row in rows], np.float32)
+    given = InferInput("image", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    with InferenceServerClient(url.removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("small", "1")
+        assert not client.is_model_ready("small", "2")
+        assert client.get_server_metadata()["name"] == "lepton_ray"
+        assert client.get_model_metadata("small")["inputs"][0]["shape"] == [-1, 8, 8]
+        result = client.infer("small", [given], model_version="1", request_id="7")
+        with pytest.raises(InferenceServerException, match="no such output 'tag'"):
+            client.infer("small", [given], outputs=[InferRequestedOutput("tag")])
+    expected = load_model(registered).predict(rows)
+    assert [text.decode() for text in result.as_numpy("label")] == [a.label for a in expected]
+    np.testing.assert_array_equal(
+        result.as_numpy("probabilities"),
+        np.array([list(a.probabilities.values()) for a in expected], np.float32),
+    )
+
+
+def test_a_request_id_goes_back_once(url: str) -> None:
+    answer = httpx.get(f"{url}/health", headers={"x-request-id": "r-7"})
+    assert answer.headers.get_list("x-request-id") == ["r-7"]
+    assert len(httpx.get(f"{url}/health").headers.get_list("x-request-id")) == 1
 
 
 def test_health_and_openapi(url: str) -> None:
@@ -144,7 +185,12 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
     )
     good = [{"age": 7, "city": "Rom"}, {"age": 7.5, "city": "Atlantis"}]
     sent = [good, [*good, {"age": 1e300, "city": "Rom"}], [{"age": 10**400, "city": "Rom"}]] * 4
+    parquet = io.BytesIO()
+    pd.DataFrame(good).to_parquet(parquet)
+    kind = {"content-type": "application/vnd.apache.parquet"}
     try:
+        of_file = httpx.post(f"{url}/people/predict", content=parquet.getvalue(), headers=kind)
+        metrics = httpx.get(f"{url}/people/metrics")
         with ThreadPoolExecutor(12) as pool:
             answers = list(
                 pool.map(lambda r: httpx.post(f"{url}/people/predict", json={"rows": r}), sent)
@@ -153,6 +199,8 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
         serve.delete("people")
     assert [a.status_code for a in answers] == [200, 422, 422] * 4
     expected = [a.model_dump() for a in runtime.predict(good)]
+    assert of_file.json()["predictions"] == expected
+    assert metrics.status_code == 200
     for of_good, no_answer, no_number in zip(*[iter(answers)] * 3, strict=True):
         assert of_good.json()["predictions"] == expected, "whoever else is in the batch"
         assert "no finite answer" in no_answer.json()["detail"][0]["rule"]

@@ -29,13 +29,8 @@ FRAME = pd.DataFrame(ROWS)
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> apps.App:
-    return apps.app(apps.people(tmp_path_factory.mktemp("people")))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return apps.digits(tmp_path_factory.mktemp("digits"))
+def table(people: Runtime) -> apps.App:
+    return apps.app(people)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +137,8 @@ def test_a_wrong_top_k_is_named(images: apps.App, top_k: str) -> None:
     assert len(answer.text) < 400
 
 
-def test_top_k_of_a_number_is_named(tmp_path: Any) -> None:
-    app = apps.app(apps.diabetes(tmp_path))
+def test_top_k_of_a_number_is_named(diabetes: Runtime) -> None:
+    app = apps.app(diabetes)
     answer = app.post("/predict?top_k=2", json={"rows": [{}]})
     assert (answer.status_code, answer.json()["detail"][:22]) == (422, "top_k is for classes, ")
 
@@ -259,8 +254,8 @@ def test_a_wrong_image_is_422_and_named(images: apps.App) -> None:
 # --- too much ------------------------------------------------------------------------------------
 
 
-def test_too_many_rows_are_413_in_every_form(tmp_path: Any) -> None:
-    app = apps.app(apps.people(tmp_path), rows=5)
+def test_too_many_rows_are_413_in_every_form(people: Runtime) -> None:
+    app = apps.app(people, rows=5)
     for n, status in ((5, 200), (6, 413)):
         frame = pd.DataFrame([ROWS[0]] * n)
         rows = json.dumps({"rows": frame.to_dict("records")}).encode()

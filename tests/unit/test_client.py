@@ -19,6 +19,7 @@ from lepton_ray.errors import EndpointError, RefusedRequestError, UnavailableErr
 from lepton_ray.serving import client, keys
 from lepton_ray.serving.client import Client, wait_s
 from lepton_ray.serving.keys import Keyring
+from lepton_ray.serving.runtime import Runtime
 from tests import apps
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -61,18 +62,16 @@ def reaching(app: apps.App, key: str | None = None) -> Client:
 
 
 def test_rows_frames_and_arrays_are_answered_as_load_model_does(
-    tmp_path_factory: pytest.TempPathFactory,
+    people: Runtime, diabetes: Runtime, digits: Runtime
 ) -> None:
-    def local(runtime: object, rows: list[dict]) -> list[dict]:
-        return [answer.model_dump() for answer in runtime.predict(rows)]  # type: ignore[attr-defined]
+    def local(runtime: Runtime, rows: list[dict]) -> list[dict]:
+        return [answer.model_dump() for answer in runtime.predict(rows)]
 
-    people = apps.people(tmp_path_factory.mktemp("people"))
     told = reaching(apps.app(people)).predict(ROWS)
     assert told == {"model": "people", "version": 3, "predictions": local(people, ROWS)}
     for frame in (pd.DataFrame(ROWS), pd.DataFrame(ROWS, dtype=object), tuple(ROWS)):
         assert reaching(apps.app(people)).predict(frame) == told
 
-    diabetes = apps.diabetes(tmp_path_factory.mktemp("diabetes"))
     x = np.random.default_rng(0).normal(size=(4, 10))
     names = [c.name for c in diabetes.schema.columns]
     rows = [dict(zip(names, row, strict=True)) for row in x.tolist()]
@@ -80,7 +79,6 @@ def test_rows_frames_and_arrays_are_answered_as_load_model_does(
     with pytest.raises(RefusedRequestError, match=r"must be \[n, 10\] of age, .* \(4, 9\)"):
         reaching(apps.app(diabetes)).predict(x[:, :9])
 
-    digits = apps.digits(tmp_path_factory.mktemp("digits"))
     images = np.random.default_rng(0).integers(0, 17, (3, 8, 8))
     for given in (images, images.astype(np.float32), [{"image": i} for i in images]):
         told = reaching(apps.app(digits)).predict(given)
@@ -89,9 +87,9 @@ def test_rows_frames_and_arrays_are_answered_as_load_model_does(
     assert [len(p["probabilities"]) for p in cut] == [2, 2, 2]
 
 
-def test_a_key_is_sent_and_a_refusal_is_typed(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_key_is_sent_and_a_refusal_is_typed(people: Runtime) -> None:
     text, key = keys.make("a", ("predict",), None)
-    app = apps.app(apps.people(tmp_path_factory.mktemp("people")), Keyring((key,)))
+    app = apps.app(people, Keyring((key,)))
     assert len(reaching(app, text).predict(ROWS)["predictions"]) == 2
     with pytest.raises(RefusedRequestError, match="401.*a valid key is needed") as caught:
         reaching(app).predict(ROWS)

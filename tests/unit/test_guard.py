@@ -25,11 +25,6 @@ from tests import apps
 ROW = {"age": 7, "city": "Rom"}
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return apps.people(tmp_path_factory.mktemp("people"))
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"

@@ -20,21 +20,6 @@ ROWS = [{"age": 7, "city": "Rom"}, {"age": 8.5, "city": "Çorum"}]
 INFER = "/v2/models/people/infer"
 
 
-@pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return apps.people(tmp_path_factory.mktemp("people"))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return apps.digits(tmp_path_factory.mktemp("digits"))
-
-
-@pytest.fixture(scope="module")
-def diabetes(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
-    return apps.diabetes(tmp_path_factory.mktemp("diabetes"))
-
-
 @pytest.fixture
 def app(people: Runtime) -> apps.App:
     return apps.app(people)
