@@ -8,11 +8,13 @@ memory, or a crash of the parser, ends one request and not the replica.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import json
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,12 @@ from lepton_ray.serving.refusals import RefusedError
 
 T = TypeVar("T")
 PAGE_BYTES = resource.getpagesize()
+# A fresh interpreter: a fork would copy locks that another thread holds, and multiprocessing's own
+# way would run this process's main module again, which is Ray's worker or a person's script.
+PROGRAM = (
+    "import json, sys; sys.path = json.loads(sys.argv[3]); "
+    "from lepton_ray.serving import sandbox; sandbox.work(int(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 class Sandbox:
@@ -32,8 +40,7 @@ class Sandbox:
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
         self._one = asyncio.Lock()
-        self._process: BaseProcess | None = None
-        self._pipe: Connection | None = None
+        self._worker: _Worker | None = None
 
     async def run(self, function: Callable[..., T], *args: Any) -> T:
         """What the function returns there.
@@ -46,44 +53,61 @@ class Sandbox:
             Exception: what the function raised.
         """
         async with self._one:
+            # Given back only after its answer: a worker that was left in the middle would give the
+            # next file the answer to this one.
+            worker, self._worker = self._worker, None
             try:
-                good, value = await asyncio.to_thread(self._ask, function, args)
-            except (EOFError, OSError):
-                self.close()
-                raise RefusedError(
-                    422, "the body cannot be unpacked: it is damaged, or too large unpacked"
-                ) from None
-            except BaseException:  # cancelled: the answer of this file is not that of the next
-                self.close()
+                worker = worker or await asyncio.to_thread(_Worker, self._memory_bytes)
+                good, value = await asyncio.to_thread(worker.ask, function, args)
+            except BaseException as error:
+                if worker is not None:
+                    worker.end()
+                if worker is not None and isinstance(error, EOFError | OSError):
+                    raise RefusedError(
+                        422, "the body cannot be unpacked: it is damaged, or too large unpacked"
+                    ) from None
                 raise
+            self._worker = worker
         if not good:
             raise value
         result: T = value
         return result
 
     def close(self) -> None:
-        """End the process; the next file starts another."""
-        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
-        if process is not None and pipe is not None:
-            process.kill()
-            process.join()
-            pipe.close()
-
-    def _ask(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if self._pipe is None:
-            # A fresh interpreter: a fork would copy locks that another thread holds.
-            context = multiprocessing.get_context("spawn")
-            pipe, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, self._memory_bytes), daemon=True)
-            process.start()
-            theirs.close()  # so that the death of either end is seen by the other
-            self._process, self._pipe = process, pipe
-        pipe = self._pipe
-        pipe.send((function, args))
-        return pipe.recv()
+        """End the process."""
+        if self._worker is not None:
+            self._worker.end()
 
 
-def _work(pipe: Connection, memory_bytes: int) -> None:
+class _Worker:
+    def __init__(self, memory_bytes: int) -> None:
+        self._pipe, theirs = Pipe()
+        number = theirs.fileno()
+        words = [str(number), str(memory_bytes), json.dumps(sys.path)]
+        with theirs:  # closed here, so that the death of either end is seen by the other
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *words],
+                pass_fds=[number],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal is for the others
+            )
+
+    def ask(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        self._pipe.send((function, args))
+        return self._pipe.recv()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._pipe.close()
+
+
+def work(number: int, memory_bytes: int) -> None:
+    """What the process does until the other end closes.
+
+    Args:
+        number: of the file that is its end of the pipe.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -96,6 +120,7 @@ def _work(pipe: Connection, memory_bytes: int) -> None:
     if used.exists():
         limit = int(used.read_text().split()[0]) * PAGE_BYTES + memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    pipe = Connection(number)
     while True:
         try:
             function, args = pipe.recv()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import os
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -19,9 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lepton_ray.serving import tables
 from lepton_ray.serving.bodies import ARROW, CSV, JSON, PARQUET
+from lepton_ray.serving.refusals import RefusedError
 from lepton_ray.serving.requests import MAX_CATEGORY
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.serving.sandbox import Sandbox
 from tests import apps
 
 ROWS = [{"age": 7.0, "city": "Rom"}, {"age": 8.5, "city": "Çorum"}, {"age": 1.0, "city": "x,\n"}]
@@ -380,20 +385,34 @@ def test_an_answer_to_a_wrong_body_is_never_long(table: apps.App) -> None:
         assert len(answer.content) < 20_000
 
 
-async def crash(app: apps.App, function: Any, *args: Any) -> Any:
-    routes = next(r for r in app.asgi.routes if r.path == "/predict").endpoint.__self__
-    return await routes.bodies._sandbox.run(function, *args)
+def test_a_crash_or_too_much_memory_ends_one_file(people: Runtime) -> None:
+    sandbox = Sandbox(1 << 30)
+    body = parquet(FRAME)
+
+    async def ask() -> None:
+        for function, args in ((os.abort, ()), (bytearray, (1 << 34,))):
+            with pytest.raises((RefusedError, MemoryError)):
+                await sandbox.run(function, *args)
+            rows = await sandbox.run(tables.from_parquet, people.schema, body, 9, 1 << 20)
+            assert rows == ROWS
+
+    asyncio.run(ask())
+    sandbox.close()
 
 
-def test_a_crash_or_too_much_memory_ends_one_request(table: apps.App) -> None:
-    import asyncio
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.5])
+def test_a_file_that_is_left_does_not_answer_the_next(after_s: float) -> None:
+    sandbox = Sandbox(1 << 30)
 
-    from lepton_ray.serving.refusals import RefusedError
+    async def ask() -> str:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(after_s):
+                await sandbox.run(time.sleep, 60)
+        assert await sandbox.run(str.upper, "next") == "NEXT"
+        return await sandbox.run(str.upper, "again")
 
-    for function, args in ((os.abort, ()), (bytearray, (1 << 34,))):
-        with pytest.raises((RefusedError, MemoryError)):
-            asyncio.run(crash(table, function, *args))
-        assert sent(table, PARQUET, parquet(FRAME)).status_code == 200
+    assert asyncio.run(ask()) == "AGAIN"
+    sandbox.close()
 
 
 # --- whatever else -------------------------------------------------------------------------------
