@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from lepton_ray.serving.refusals import RefusedError
 
 T = TypeVar("T")
 PAGE_BYTES = resource.getpagesize()
+# What is reserved ahead counts as taken: a GiB by Arrow's own allocator, 64 MiB a thread by glibc.
+FRUGAL = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
 # A fresh interpreter: a fork would copy locks that another thread holds, and multiprocessing's own
 # way would run this process's main module again, which is Ray's worker or a person's script.
 PROGRAM = (
@@ -56,13 +59,12 @@ class Sandbox:
             # Given back only after its answer: a worker that was left in the middle would give the
             # next file the answer to this one.
             worker, self._worker = self._worker, None
+            worker = worker or await asyncio.to_thread(_Worker, self._memory_bytes)
             try:
-                worker = worker or await asyncio.to_thread(_Worker, self._memory_bytes)
                 good, value = await asyncio.to_thread(worker.ask, function, args)
             except BaseException as error:
-                if worker is not None:
-                    worker.end()
-                if worker is not None and isinstance(error, EOFError | OSError):
+                worker.end()
+                if isinstance(error, EOFError | OSError):
                     raise RefusedError(
                         422, "the body cannot be unpacked: it is damaged, or too large unpacked"
                     ) from None
@@ -80,6 +82,8 @@ class Sandbox:
 
 
 class _Worker:
+    """The process, and this end of its pipe; when nobody holds it any more, both end."""
+
     def __init__(self, memory_bytes: int) -> None:
         self._pipe, theirs = Pipe()
         number = theirs.fileno()
@@ -88,6 +92,7 @@ class _Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *words],
                 pass_fds=[number],
+                env={**os.environ, **FRUGAL},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in a terminal is for the others
             )
@@ -113,7 +118,6 @@ def work(number: int, memory_bytes: int) -> None:
 
     from lepton_ray.serving import tables  # noqa: F401 - before the limit, which counts from here
 
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the others reserve a great deal ahead
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
     used = Path("/proc/self/statm")
