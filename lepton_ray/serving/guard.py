@@ -69,7 +69,7 @@ def scope_for(path: str) -> str | None:
     """The scope that a route asks of a key; None where it asks for none."""
     if path in OPEN:
         return None
-    return "admin" if path == "/metrics" else "predict"
+    return {"/metrics": "admin", "/explain": "explain"}.get(path, "predict")
 
 
 class Guard:
@@ -125,7 +125,7 @@ class Guard:
         self._metrics.in_flight.inc()
         try:
             await self._answer(scope, headers, receive_counted, send_noted)
-        except (ClientDisconnect, asyncio.CancelledError):
+        except asyncio.CancelledError:  # by Serve, when the client goes
             exchange.status = exchange.status or GONE
             raise
         finally:
@@ -152,7 +152,8 @@ class Guard:
                 )
             )
         except ClientDisconnect:
-            raise
+            exchange.status = GONE  # nobody is there to be answered
+            return
         except Exception:
             # The trace is for the log; a client is told nothing of what is inside.
             logger.exception("request %s failed", exchange.id)

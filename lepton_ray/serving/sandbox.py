@@ -59,7 +59,8 @@ class Sandbox:
             # Given back only after its answer: a worker that was left in the middle would give the
             # next file the answer to this one.
             worker, self._worker = self._worker, None
-            worker = worker or await asyncio.to_thread(_Worker, self._memory_bytes)
+            if worker is None:
+                worker = await asyncio.to_thread(_Worker, self._memory_bytes)
             try:
                 good, value = await asyncio.to_thread(worker.ask, function, args)
             except BaseException as error:

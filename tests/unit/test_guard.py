@@ -337,6 +337,26 @@ def test_an_unexpected_error_tells_its_request_and_nothing_of_the_inside(
     assert "lepton_ray_failures_total 1.0" in app.get("/metrics").text
 
 
+def test_a_client_that_goes_is_noted_and_its_room_given_back(people: Runtime) -> None:
+    app = apps.app(people)
+
+    async def go() -> None:
+        async def receive() -> dict:
+            return {"type": "http.disconnect"}
+
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+        await app.asgi({**scope, "query_string": b""}, receive, pytest.fail)
+        app.local.before = asyncio.Event().wait
+        left = asyncio.create_task(app.later("POST", "/predict", json={"rows": [ROW]}))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        await asyncio.wait([left])
+
+    asyncio.run(go())
+    assert [line["status"] for line in app.lines] == [499, 499]
+    assert "lepton_ray_in_flight 1.0" in app.get("/metrics").text
+
+
 @pytest.mark.parametrize(
     ("given", "kept"), [("a.b_c:D-9", True), ("a" * 129, False), ("a b", False), ('"', False)]
 )
