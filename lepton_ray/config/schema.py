@@ -302,11 +302,30 @@ class Batching(Section):
     """How long the first request of a batch waits for others."""
 
 
+class Limits(Section):
+    """What an endpoint takes; a request beyond is refused and named, never cut."""
+
+    body_mb: float = Field(16.0, gt=0)
+    """MiB of one request's body (413)."""
+    decoded_mb: float = Field(256.0, gt=0)
+    """MiB that the texts and images of a body unpack to (413)."""
+    rows: int = Field(10_000, ge=1)
+    """Rows of one request (413)."""
+    queue: int = Field(256, ge=1)
+    """Requests in a replica at a time, waiting or running (429)."""
+    timeout_s: float = Field(60.0, gt=0)
+    """For one request, from its head to its answer (408 while its body arrives, then 503)."""
+
+
 class Serve(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     replicas: Replicas = Replicas()
     batch: Batching = Batching()
+    limits: Limits = Limits()
+    keys: str | None = None
+    """File of API keys; with it every request needs one. Default: none on loopback, and
+    ``lepton_keys.json`` at any other host."""
 
 
 class Experiment(Section):
