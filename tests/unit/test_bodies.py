@@ -234,10 +234,10 @@ def test_a_wrong_file_of_a_table_is_422_and_named(
 
 @pytest.mark.parametrize("end", [13, 1 << 20, -1])
 def test_an_offset_beyond_the_end_reads_nobody_s_memory(table: apps.App, end: int) -> None:
-    offsets = struct.pack("<4i", 0, 3, 9, 12)
+    offsets = struct.pack("<4q", 0, 3, 9, 12)
     body = arrow(FRAME)
     assert body.count(offsets) == 1
-    answer = sent(table, ARROW, body.replace(offsets, struct.pack("<4i", 0, 3, 9, end)))
+    answer = sent(table, ARROW, body.replace(offsets, struct.pack("<4q", 0, 3, 9, end)))
     assert answer.status_code == 422
     assert "the body must be an Arrow stream" in answer.text
 
