@@ -12,6 +12,7 @@ tests/ray fails when a name goes away.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import secrets
@@ -307,6 +308,14 @@ class Controller(TrainController):
             if self.crew is not None and self._coordinator is not None:
                 self.crew.stop()
                 self._coordinator.close()
+
+    async def _run_control_loop_iteration(self) -> None:
+        before = self.get_state()
+        await super()._run_control_loop_iteration()  # type: ignore[no-untyped-call]
+        if self.get_state() is before:
+            # No room for the group. Ray looks again at once, and in a loop that never waits
+            # replicas and the driver are not heard.
+            await asyncio.sleep(POLL_S)
 
     def drain(self) -> list[dict[str, Any]]:
         """The events since the last call, in the order they were sent."""
