@@ -2,8 +2,8 @@
 
     python benchmarks/resize.py [--quick] [--json]
 
-Events: ``kill``, a worker's kill -9; ``lose``, a worker's node gone; ``drain``, a notice and 10 s
-later the node gone; ``add``, a node more. Arms: ours, Ray Train at its defaults, Ray Train tuned
+Events, all to the worker of rank 0: ``kill``, its kill -9; ``lose``, its node gone; ``drain``, a
+notice and 10 s later its node gone. And ``add``, a node more. Arms: ours, Ray Train at its defaults, Ray Train tuned
 by hand (every interval and time-out it reads from the environment). All run steps of the same
 length on the same nodes of one machine, save every 20 steps, and write a line per step. Standing
 still is the longest gap between two steps after the event, less the step itself; redone is how many
@@ -97,6 +97,11 @@ def run_arm(arm: str, event: str, log: str) -> None:
     def node() -> Any:
         return cluster.add_node(num_cpus=1, object_store_memory=memory)
 
+    def node_of(pid: int) -> Any:
+        actors = ray._private.state.actors().values()
+        there = next(a["Address"]["NodeID"] for a in actors if a["Pid"] == pid)
+        return next(node for node in nodes if node.node_id == there)
+
     nodes = [node() for _ in range(1 if event == "add" else 2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     steps = int((LIMIT_S + SETTLE_S + GRACE_S) / STEPS_S)
@@ -112,15 +117,16 @@ def run_arm(arm: str, event: str, log: str) -> None:
         elif event == "add":
             node()
         elif event == "lose":
-            cluster.remove_node(nodes[1], allow_graceful=False)
+            cluster.remove_node(node_of(pid), allow_graceful=False)
         else:
+            drained = node_of(pid)
             drain = [Path(sys.executable).with_name("ray"), "drain-node", "--address",
-                     cluster.address, "--node-id", nodes[1].node_id, "--reason",
+                     cluster.address, "--node-id", drained.node_id, "--reason",
                      "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
                      "--deadline-remaining-seconds", str(int(GRACE_S))]  # fmt: skip
             subprocess.run(drain, check=True, capture_output=True)
             time.sleep(GRACE_S)
-            cluster.remove_node(nodes[1], allow_graceful=False)
+            cluster.remove_node(drained, allow_graceful=False)
         done = time.time()
         while time.time() - done < LIMIT_S and not _went_on(log, done):
             time.sleep(0.5)

@@ -105,11 +105,8 @@ class Scaling(ScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         limits = self.scaling_config
-        nodes = self._nodes()
-        if self._controller.crew is not None:
-            self._controller.crew.make_room(nodes, limits.min_workers)
         size = elasticity.decide_start(
-            nodes, self._each, minimum=limits.min_workers, maximum=limits.max_workers
+            self._make_room(), self._each, minimum=limits.min_workers, maximum=limits.max_workers
         )
         return NoopDecision() if size is None else self._resize(size)
 
@@ -121,14 +118,16 @@ class Scaling(ScalingPolicy):
             assert self._pausing_since is not None
             waited = time.monotonic() - self._pausing_since
             if self.paused or waited > PAUSE_TIMEOUT_S:
+                self._make_room()
                 return self._resize(self._planned.size)
             return NoopDecision()
         if time.monotonic() - self._looked_at < LOOK_S:
             return NoopDecision()
         self._looked_at = time.monotonic()
-        nodes = self._nodes()
+        nodes, live = self._nodes(), 0
         if self._controller.crew is not None:
             self._controller.crew.keep(nodes)
+            live = self._controller.crew.staying(nodes)
         current = worker_group_state.num_workers
         limits = self.scaling_config
         self._planned = elasticity.decide_resize(
@@ -137,6 +136,7 @@ class Scaling(ScalingPolicy):
             current=current,
             minimum=limits.min_workers,
             maximum=limits.max_workers,
+            live=live,
         )
         if self._planned is not None:
             self._pausing_since = time.monotonic()
@@ -158,6 +158,13 @@ class Scaling(ScalingPolicy):
 
     def _get_num_workers_for_resource_request(self) -> int:
         return int(self.scaling_config.max_workers)
+
+    def _make_room(self) -> list[NodeView]:
+        """The nodes, from which live replicas go that are in the group's way."""
+        nodes = self._nodes()
+        if self._controller.crew is not None:
+            self._controller.crew.make_room(nodes, self.scaling_config.min_workers)
+        return nodes
 
     def _nodes(self) -> list[NodeView]:
         group = self._controller.get_worker_group()

@@ -70,6 +70,12 @@ class Crew:
             self._actors[name] = actor
             self._runs[actor.run.remote(self._work, {**self._config, "live": name})] = name
 
+    def staying(self, nodes: Sequence[NodeView]) -> int:
+        """How many train on nodes that are not draining."""
+        stay = {node.id for node in nodes if not node.draining}
+        connected = self._coordinator.connected()
+        return sum(s.member and not s.guaranteed and s.node in stay for s in connected)
+
     def make_room(self, nodes: Sequence[NodeView], minimum: int) -> None:
         """Give the guaranteed replicas, which are to start, the room they need.
 

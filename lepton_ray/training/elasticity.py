@@ -48,18 +48,23 @@ def decide_resize(
     current: int,
     minimum: int,
     maximum: int,
+    live: int,
 ) -> Resize | None:
     """Whether a running group should pause and go on at another size.
 
-    A worker on a draining node leaves while the others have room for the minimum; else the group
-    stays together until the node is gone. More room means a larger group.
+    A worker on a draining node leaves while the others have room for the minimum, or go on without
+    the group; else it stays together until the node is gone. More room means a larger group.
+
+    Args:
+        live: live replicas that train on nodes that stay.
     """
     room = min(maximum, possible_workers(nodes, each))
     leaving = sum(node.ours for node in nodes if node.draining)
     if leaving:
-        if room < minimum:
+        if room < minimum and not live:
             return None
-        return Resize(size=room, reason=f"{leaving} of {current} workers on a draining node")
+        size = max(minimum, room)
+        return Resize(size=size, reason=f"{leaving} of {current} workers on a draining node")
     if room > current:
         return Resize(size=room, reason=f"room for {room} workers")
     return None

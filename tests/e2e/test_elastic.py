@@ -200,8 +200,10 @@ def test_live_replicas_are_killed_added_and_drained(
 def test_a_live_node_is_lost_and_the_guaranteed_one_is_drained(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    acts = [("add", 2), ("lose_live", 3), ("drain_guaranteed", 2)]
-    seen = disturbed(cluster, tmp_path, acts, experiment("cnn", "sgd", 0.04, epochs=30))
+    """The guaranteed one leaves, and comes back when there is a node."""
+    acts = [("add", 2), ("lose_live", 3), ("drain_guaranteed", 2), ("add", 1)]
+    seen = disturbed(cluster, tmp_path, acts, experiment("cnn", "sgd", 0.04, epochs=45))
+    assert seen.sizes()[-3:] == [2, 1, 2]
     assert set(seen.redone()) == {0}
 
 
