@@ -3,12 +3,12 @@
     python benchmarks/resize.py [--quick] [--json]
 
 Events, all to the worker of rank 0: ``kill``, its kill -9; ``lose``, its node gone; ``drain``, a
-notice and 10 s later its node gone. And ``add``, a node more. Arms: ours, Ray Train at its defaults, Ray Train tuned
-by hand (every interval and time-out it reads from the environment). All run steps of the same
-length on the same nodes of one machine, save every 20 steps, and write a line per step. Standing
-still is the longest gap between two steps after the event, less the step itself; redone is how many
-step numbers came twice. A training is ended when it has gone on for a while with other replicas
-than before the event, or after a limit.
+notice and 10 s later its node gone. And ``add``, a node more. Arms: ours, Ray Train at its
+defaults, Ray Train tuned by hand (every interval and time-out it reads from the environment). All
+run steps of the same length on the same nodes of one machine, save every 20 steps, and write a line
+per step. Standing still is the longest gap between two steps after the event, less the step itself;
+redone is how many step numbers came twice. A training is ended when it has gone on for a while with
+other replicas than before the event, or after a limit.
 
 ``--quick`` runs each pair once, and only kill and add.
 """
