@@ -283,7 +283,7 @@ def growth() -> dict[str, Any]:
 
 
 def main() -> None:
-    options = _report.options(__doc__)
+    options = _report.parser(__doc__).parse_args()
     repeats, steps = (3, 60) if options.quick else (7, 150)
     os.environ["OMP_NUM_THREADS"] = "1"
     against = throughput(repeats, steps)

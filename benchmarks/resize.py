@@ -1,6 +1,6 @@
 """How long training stands still when the cluster changes, against Ray Train's own elastic mode.
 
-    python benchmarks/resize.py [--quick] [--json]
+    python benchmarks/resize.py [--case EVENT] [--quick] [--json]
 
 Events, all to the worker of rank 0: ``kill``, its kill -9; ``lose``, its node gone; ``drain``, a
 notice and 10 s later its node gone. And ``add``, a node more. Arms: ours, Ray Train at its
@@ -10,7 +10,10 @@ per step. Standing still is the longest gap between two steps after the event, l
 redone is how many step numbers came twice. A training is ended when it has gone on for a while with
 other replicas than before the event, or after a limit.
 
-``--quick`` runs each pair once, and only kill and add.
+Each run is appended to ``results/resize.jsonl`` and not done again: a benchmark that was stopped
+goes on, one that is to be new starts with the file removed. ``--case`` runs the repeats of one
+event.
+``--quick`` runs each pair once, and only kill and add, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +33,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import _report
 
+EVENTS = ["kill", "lose", "drain", "add"]
+ARMS = ("ours", "ray_default", "ray_tuned")
+REPEATS = 3
+KEPT = Path(__file__).parent / "results" / "resize.jsonl"
 STEPS_S = 0.1  # of one step; long enough to write every one down
 SAVE_EVERY = 20
 SETTLE_S = 8.0  # of training before the event
@@ -58,7 +65,7 @@ def ray_worker(config: dict[str, Any]) -> None:
     if found:
         with found.as_directory() as folder:
             state = torch.load(f"{folder}/state.pt", weights_only=True)
-        model.load_state_dict(state["model"])
+        getattr(model, "module", model).load_state_dict(state["model"])
         step = state["step"]
     rank = ray.train.get_context().get_world_rank()
     while not os.path.exists(config["log"] + ".stop"):
@@ -74,8 +81,9 @@ def ray_worker(config: dict[str, Any]) -> None:
                 file.write(f"{time.time()} {step} {os.getpid()} {size}\n")
         if step % SAVE_EVERY == 0:
             with tempfile.TemporaryDirectory() as folder:
-                if rank == 0:
-                    torch.save({"model": model.state_dict(), "step": step}, f"{folder}/state.pt")
+                if rank == 0:  # of the model inside DDP: a worker alone has none around it
+                    kept_model = getattr(model, "module", model).state_dict()
+                    torch.save({"model": kept_model, "step": step}, f"{folder}/state.pt")
                 kept = Checkpoint.from_directory(folder) if rank == 0 else None
                 ray.train.report({"step": step}, checkpoint=kept)
 
@@ -128,7 +136,10 @@ def run_arm(arm: str, event: str, log: str) -> None:
             time.sleep(GRACE_S)
             cluster.remove_node(drained, allow_graceful=False)
         done = time.time()
-        while time.time() - done < LIMIT_S and not _went_on(log, done):
+        while time.time() - done < LIMIT_S:
+            if _went_on(log, done):
+                Path(f"{log}.on").touch()
+                break
             time.sleep(0.5)
         Path(f"{log}.stop").touch()
 
@@ -252,7 +263,7 @@ def measure(arm: str, event: str) -> dict[str, float]:
         done = subprocess.run(
             command, env=environment, timeout=LIMIT_S + 180, capture_output=True, text=True
         )
-        if not Path(f"{log}.event").exists():
+        if not Path(f"{log}.event").exists() or not Path(f"{log}.on").exists():
             raise RuntimeError(
                 f"{arm} {event} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
             )
@@ -275,21 +286,27 @@ def main() -> None:
     if sys.argv[1:2] == ["--arm"]:
         run_arm(*sys.argv[2:5])
         return
-    options = _report.options(__doc__)
-    events = ["kill", "add"] if options.quick else ["kill", "lose", "drain", "add"]
-    repeats = 1 if options.quick else 3
-    arms = ("ours", "ray_default", "ray_tuned")
+    parser = _report.parser(__doc__)
+    parser.add_argument("--case", choices=EVENTS, help="only the repeats of this event")
+    options = parser.parse_args()
+    events = [options.case] if options.case else ["kill", "add"] if options.quick else EVENTS
+    runs = [] if options.quick or not KEPT.exists() else _kept()
+    for event in events:
+        for repeat in range(1 if options.quick else REPEATS):
+            for arm in ARMS:
+                if repeat < len(_of(runs, event, arm)):
+                    continue
+                runs.append({"event": event, "arm": arm, **measure(arm, event)})
+                if not options.quick:
+                    with KEPT.open("a") as file:
+                        file.write(json.dumps(runs[-1]) + "\n")
+                if not options.json:
+                    print(json.dumps(runs[-1]), flush=True)
     detail: dict[str, Any] = {}
     for event in events:
-        runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-        for _ in range(repeats):
-            for arm in arms:
-                runs[arm].append(measure(arm, event))
-                if not options.json:
-                    print(event, arm, json.dumps(runs[arm][-1]), flush=True)
-        stood = {arm: [r["stood_still_s"] for r in runs[arm]] for arm in arms}
+        stood = {arm: [r["stood_still_s"] for r in _of(runs, event, arm)] for arm in ARMS}
         detail[event] = {
-            "runs": runs,
+            "runs": {arm: _of(runs, event, arm) for arm in ARMS},
             "default_over_ours": _report.ratio(stood["ray_default"], stood["ours"]),
             "tuned_over_ours": _report.ratio(stood["ray_tuned"], stood["ours"]),
         }
@@ -300,6 +317,14 @@ def main() -> None:
         },
         detail,
     )
+
+
+def _kept() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in KEPT.read_text().splitlines()]
+
+
+def _of(runs: list[dict[str, Any]], event: str, arm: str) -> list[dict[str, Any]]:
+    return [run for run in runs if (run["event"], run["arm"]) == (event, arm)]
 
 
 if __name__ == "__main__":

@@ -261,11 +261,14 @@ class Member:
     leaves_at: int | None = None
     stopped_at: int | None = None
     """SIGSTOP, and SIGCONT when the others have gone on without it."""
+    corrupt: bool = False
+    """Its memory changes once, in silence: see `_plant_fault`."""
 
     @property
     def stays(self) -> bool:
         """There from the start to the end."""
-        return not self.joins_at and self.kill is None and self.leaves_at is None
+        goes = self.kill is not None or self.leaves_at is not None or self.corrupt
+        return not self.joins_at and not goes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -386,21 +389,16 @@ def _live_replica(
     from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.digest import state_sha256
     from lepton_ray.training.loop import Replica
-    from lepton_ray.training.membership import LeftError
+    from lepton_ray.training.membership import DoubtError, LeftError, OutvotedError
     from lepton_ray.training.membership.live import Live
     from lepton_ray.training.step import TrainStep
 
     leave = threading.Event()
-    membership = Live(
-        address,
-        secret,
-        id=f"replica {number}",
-        guaranteed=member.stays,
-        host="127.0.0.1",
-        should_leave=leave.is_set,
-    )
+    if member.corrupt:
+        _plant_fault("silent_corruption", 1)
     dataset = data.load(experiment.data)
     run = TrainStep.run
+    waits = True
 
     def slow(self: Any, *, wish: bool) -> None:
         time.sleep(pause_s)
@@ -413,7 +411,9 @@ def _live_replica(
     enter = Replica._join
 
     def enter_and_plant(self: Any, **kwargs: Any) -> bool:
-        if not hasattr(self, "peers"):
+        nonlocal waits
+        if waits:
+            waits = False
             if member.kill is not None:
                 _plant_kill(self, member.kill)
             pipe.send({"ready": number})
@@ -421,7 +421,19 @@ def _live_replica(
         return enter(self, **kwargs)
 
     Replica._join = enter_and_plant
-    try:
+
+    memberships: list[Live] = []
+
+    def live(name: str) -> Replica:
+        membership = Live(
+            address,
+            secret,
+            id=name,
+            guaranteed=member.stays,
+            host="127.0.0.1",
+            should_leave=leave.is_set,
+        )
+        memberships.append(membership)
         replica = Replica(
             experiment,
             dataset,
@@ -431,6 +443,17 @@ def _live_replica(
         )
         for _ in replica.epochs():
             pass
+        return replica
+
+    try:
+        try:
+            replica = live(f"replica {number}")
+        except DoubtError:
+            memberships[0]._say({"kind": "bye"})  # as the end of its process would
+            replica = live(f"replica {number} again")
+    except OutvotedError as error:
+        pipe.send({"event": {"kind": "outvoted", "reason": str(error)}})
+        os._exit(0)
     except LeftError:
         os._exit(0)
     except Exception:

@@ -108,7 +108,8 @@ def decide_failure(failure: Failure, earlier: Sequence[Failure]) -> Verdict:
     if failure.exception:
         if failure in earlier:
             return Verdict(retry=False, reason=f"the same exception twice at step {failure.step}")
-        return Verdict(retry=True, reason="an exception, tried once more")
+        last = failure.exception.strip().splitlines()[-1]
+        return Verdict(retry=True, reason=f"an exception, tried once more: {last}")
     stuck = [f for f in earlier if not f.exception and f.step >= failure.step]
     if len(stuck) >= MAX_STUCK:
         return Verdict(

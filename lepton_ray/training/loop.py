@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,7 +25,14 @@ from lepton_ray.data.order import key, shard_indices, steps_per_epoch
 from lepton_ray.errors import DataError, DivergenceError, ExperimentError, TrainingError
 from lepton_ray.training import allocator, determinism, digest, evaluation
 from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
-from lepton_ray.training.membership import Entry, Fixed, LostPeerError, Membership
+from lepton_ray.training.membership import (
+    DoubtError,
+    Entry,
+    Fixed,
+    LostPeerError,
+    Membership,
+    OutvotedError,
+)
 from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.optimization import build_optimizer
 from lepton_ray.training.profiler import Profiler
@@ -343,17 +350,35 @@ class Replica:
         if self.peers.size > 1:
             rows = self.peers.gather(torch.tensor(list(bytes.fromhex(link)), dtype=torch.uint8))
             if bool((rows != rows[0]).any()):
-                self._name_divergence(weights, gradients)
+                self._settle(rows, weights, gradients)
         self._report({"kind": "digest", "step": state.step, "digest": link})
 
-    def _name_divergence(self, weights: dict[str, Tensor], gradients: list[Tensor]) -> None:
+    def _settle(
+        self, links: Tensor, weights: dict[str, Tensor], gradients: list[Tensor]
+    ) -> NoReturn:
+        """Replicas hold different bytes: most are believed, and go on without the others.
+
+        Raises:
+            OutvotedError: in a replica that differs from more than half of all.
+            DoubtError: in the others, which go back to before the difference.
+            DivergenceError: in all, where nobody can be outvoted or nobody could go on.
+        """
         names = [*(f"gradient {i}" for i in range(len(gradients))), *weights]
         mine = [digest.state_sha256({"": t}) for t in (*gradients, *weights.values())]
         tensor = digest.first_difference(self.peers.gather_json(mine), names)
-        raise DivergenceError(
+        what = (
             f"replicas hold different bytes at step {self.state.step}, first in {tensor}: a "
             "replica's hardware or a model that keeps state outside its parameters and buffers"
         )
+        wrong = digest.outvoted([bytes(row.tolist()).hex() for row in links])
+        if not wrong or not self._membership.lasting:
+            raise DivergenceError(what)
+        if self.peers.rank in wrong:
+            raise OutvotedError(f"{what}; {self.peers.size - len(wrong)} others agree")
+        if self._checkpoints and self.peers.rank == min(set(range(self.peers.size)) - set(wrong)):
+            checked = [step for step, _ in self.state.links[:-1]]
+            self._checkpoints.drop_after(checked[-1] if checked else -1)
+        raise DoubtError(what)
 
     def _save(self, *, force: bool) -> None:
         if self._checkpointer is None:

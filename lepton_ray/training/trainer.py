@@ -35,10 +35,12 @@ from lepton_ray.training.controller import (
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.membership import (
     PAUSE_S,
+    DoubtError,
     Fixed,
     LeftError,
     LostPeerError,
     Membership,
+    OutvotedError,
 )
 from lepton_ray.training.membership.live import Live
 
@@ -186,12 +188,14 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             time.sleep(PAUSE_S)  # ended meanwhile
         raise
     except Exception as error:
+        if rank is None and isinstance(error, DoubtError):
+            raise LeftError from error  # it comes again
         text = "".join(traceback.format_exception(error))
         raise ReplicaError(
             replica.state.step,
             text,
-            isinstance(error, LostPeerError),
-            isinstance(error, LeptonRayError),
+            isinstance(error, LostPeerError | DoubtError),
+            isinstance(error, LeptonRayError) and not isinstance(error, OutvotedError),
         ) from None
     if rank != 0:
         return None

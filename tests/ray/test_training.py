@@ -216,6 +216,6 @@ def test_an_exception_of_the_model_ends_the_run_with_its_traceback(
         )
     verdicts = [(e["reason"], e["retry"]) for e in events if e["kind"] == "failure"]
     assert verdicts == [
-        ("an exception, tried once more", True),
+        ("an exception, tried once more: RuntimeError: this model cannot be trained", True),
         ("the same exception twice at step 0", False),
     ]

@@ -136,6 +136,21 @@ def test_one_that_hangs_is_dropped_and_comes_back() -> None:
     assert reasons == ["replica 1 silent for 1 s", "replica 1 joined"]
 
 
+def test_one_that_computes_wrongly_is_outvoted_and_its_steps_are_done_again() -> None:
+    """Wrong after step 4, found at the link of step 5, in which all have its gradients."""
+    asked = experiment("mlp", "sgd", digest_every=5)
+    members = [Member(corrupt=True), Member(), Member()]
+    outcome = train_live(asked, members)
+    expected = train(asked, [Fixed(1)])
+    assert outcome.sha256 == expected.sha256
+    assert (outcome.digest, outcome.history) == (expected.digest, expected.history)
+    (reason,) = (e["reason"] for e in outcome.events if e["kind"] == "outvoted")
+    assert "different bytes at step 5, first in 1.weight" in reason
+    assert reason.endswith("2 others agree")
+    began = [e["step"] for e in outcome.events if e["kind"] == "start"]
+    assert began[-1] == 0, "the checkpoint of step 3 was not checked yet"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_schedules(seed: int) -> None:
     model, optimizer = PAIRS[seed % len(PAIRS)]

@@ -17,12 +17,14 @@ from lepton_ray.training.membership.generations import Progress
 from lepton_ray.training.membership.peers import LostPeerError, Peers
 
 __all__ = [
+    "DoubtError",
     "Entry",
     "Fixed",
     "LeftError",
     "Membership",
     "Peers",
     "LostPeerError",
+    "OutvotedError",
     "Progress",
     "refusal",
 ]
@@ -32,6 +34,15 @@ PAUSE_S = 60.0
 
 class LeftError(Exception):
     """This replica was asked to leave, and has."""
+
+
+class OutvotedError(DivergenceError):
+    """This replica holds other bytes than most."""
+
+
+class DoubtError(Exception):
+    """Another replica was outvoted, and its gradients are in this one's state: what came after the
+    last common link of the digest is void."""
 
 
 @dataclass(frozen=True, kw_only=True)
