@@ -261,6 +261,8 @@ class Member:
     leaves_at: int | None = None
     stopped_at: int | None = None
     """SIGSTOP, and SIGCONT when the others have gone on without it."""
+    slow: bool = False
+    """Its work on a shard takes long."""
     corrupt: bool = False
     """Its memory changes once, in silence: see `_plant_fault`."""
 
@@ -295,6 +297,7 @@ def train_live(experiment: Experiment, members: list[Member], pause_s: float = 0
         secret,
         minimum=sum(m.stays for m in members),
         heartbeat_s=1.0,
+        straggler_s=1.0,
         tell=events.append,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -408,6 +411,14 @@ def _live_replica(
             leave.set()
 
     TrainStep.run = slow
+    if member.slow:
+        loss_of = TrainStep._loss_of
+
+        def slower(*args: Any) -> Any:
+            time.sleep(0.1)
+            return loss_of(*args)
+
+        TrainStep._loss_of = slower
     enter = Replica._join
 
     def enter_and_plant(self: Any, **kwargs: Any) -> bool:

@@ -117,6 +117,8 @@ class TrainingWatcher:
                 self._terminal.say(f"train  profile in {trace}, for ui.perfetto.dev")
             case "refused" | "replica_failed":
                 self._terminal.say(f"warning: {event['reason']}; training goes on without it")
+            case "straggler":
+                self._terminal.say(f"warning: {event['reason']}")
             case "checkpoint_failed":
                 self._terminal.say(f"warning: {event['error']}; training goes on")
 

@@ -265,7 +265,10 @@ class Replica:
 
     def advance(self) -> None:
         """One step and what follows it: digest, checkpoint, a change of the generation."""
+        began, waited = time.monotonic(), self.peers.waited_s
         self._step.run(wish=self._membership.change_wished())
+        own_s = time.monotonic() - began - (self.peers.waited_s - waited)
+        self._membership.note_pace(own_s / self._step.hosted)
         if self._profiler:
             self._profiler.step()
         now = time.monotonic()

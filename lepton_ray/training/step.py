@@ -83,6 +83,11 @@ class TrainStep:
                 for bucket in self._buckets
             ]
 
+    @property
+    def hosted(self) -> int:
+        """How many shards are this replica's."""
+        return len(self._hosted)
+
     def leave(self) -> None:
         """Let go of what is in flight with replicas of which one is lost."""
         self._reductions = []

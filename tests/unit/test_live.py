@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lepton_ray.training.membership.generations import End, Generation, Standing, decide
+from lepton_ray.training.membership.generations import End, Generation, Standing, decide, held_up
 from tests.elastic import PHASES, Kill, LiveOutcome, Member, Outcome, train, train_live
 from tests.elastic import Generation as Fixed
 from tests.unit.test_exactness import PAIRS, STEPS, experiment
@@ -134,6 +134,21 @@ def test_one_that_hangs_is_dropped_and_comes_back() -> None:
     check(outcome, "mlp", "sgd", members)
     reasons = [e["reason"] for e in outcome.events if e["kind"] == "resize"]
     assert reasons == ["replica 1 silent for 1 s", "replica 1 joined"]
+
+
+def test_one_that_holds_the_others_up_is_reported_once() -> None:
+    members = [Member(), Member(slow=True), Member()]
+    outcome = train_live(experiment("mlp", "sgd"), members)
+    check(outcome, "mlp", "sgd", members)
+    (reason,) = (e["reason"] for e in outcome.events if e["kind"] == "straggler")
+    assert reason.startswith("replica 1 holds the others up: 0.1")
+
+
+def test_who_holds_others_up_takes_far_longer_than_they() -> None:
+    there = [standing(n, member=True, shard_s=s) for n, s in (("a", 1.0), ("b", 1.4), ("c", 2.0))]
+    assert [held_up(there, s.id) for s in there] == [None, None, 1.2]
+    assert held_up(there[:1], "a") is None, "alone"
+    assert held_up([*there, standing("d", shard_s=9.0)], "d") is None, "no member"
 
 
 def test_one_that_computes_wrongly_is_outvoted_and_its_steps_are_done_again() -> None:

@@ -69,6 +69,9 @@ class Membership(Protocol):
     def change_wished(self) -> bool:
         """Asked before every step: whether the next generation should follow after it."""
 
+    def note_pace(self, shard_s: float) -> None:
+        """Told after every step: what this replica's own work on one shard took."""
+
     def enter(
         self, profile: dict[str, Any] | None, progress: Progress | None, *, done: bool = False
     ) -> Entry | None:
@@ -113,6 +116,9 @@ class Fixed:
 
     def change_wished(self) -> bool:
         return self._should_pause()
+
+    def note_pace(self, shard_s: float) -> None:
+        """Nobody compares it: Ray Train shows the workers' times."""
 
     def enter(
         self, profile: dict[str, Any] | None, progress: Progress | None, *, done: bool = False

@@ -23,11 +23,13 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from lepton_ray.training.membership import refusal
-from lepton_ray.training.membership.generations import End, Generation, Standing, decide
+from lepton_ray.training.membership.generations import End, Generation, Standing, decide, held_up
 
 BEAT_S = 0.5
 HEARTBEAT_S = 2.0
 """Without a beat for this long a replica is taken for lost."""
+STRAGGLER_S = 10.0
+"""A replica that holds the others up for this long is reported."""
 LEFT = "left"
 HANDSHAKE_S = 5
 MESSAGE_BYTES = 1 << 16
@@ -41,6 +43,7 @@ class Coordinator:
         secret: of the run.
         minimum: guaranteed replicas, see `generations.decide`.
         heartbeat_s: silence after which a replica is dropped.
+        straggler_s: for how long one may hold the others up before it is reported.
         tell: called from other threads, one at a time, with what happened, as a plain dict.
     """
 
@@ -51,11 +54,13 @@ class Coordinator:
         *,
         minimum: int,
         heartbeat_s: float = HEARTBEAT_S,
+        straggler_s: float = STRAGGLER_S,
         tell: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> None:
         self._secret = secret
         self._minimum = minimum
         self._heartbeat_s = heartbeat_s
+        self._straggler_s = straggler_s
         self._tell = tell
         self._lock = threading.Lock()
         self._there: dict[str, Standing] = {}
@@ -118,6 +123,8 @@ class Coordinator:
                         break
                     if message["kind"] == "arrive":
                         self._arrived(name, message)
+                    else:
+                        self._paced(name, message["shard_s"], heard)
                 elif time.monotonic() - heard > self._heartbeat_s:
                     reason = f"silent for {self._heartbeat_s:g} s"
                     break
@@ -164,6 +171,26 @@ class Coordinator:
             if kind:
                 self._send_members(kind)
             self._follow()
+
+    def _paced(self, name: str, shard_s: float | None, now_s: float) -> None:
+        """Report one that holds the others up, once while it does."""
+        with self._lock:
+            standing = self._there.get(name)
+            if standing is None:
+                return
+            standing.shard_s = shard_s
+            others_s = held_up(list(self._there.values()), name)
+            if others_s is None:
+                standing.slow_since, standing.told_slow = None, False
+                return
+            standing.slow_since = standing.slow_since or now_s
+            if now_s - standing.slow_since >= self._straggler_s and not standing.told_slow:
+                standing.told_slow = True
+                reason = (
+                    f"{name} holds the others up: {shard_s:.3f} s for a shard, where they take "
+                    f"{others_s:.3f} s"
+                )
+                self._tell({"kind": "straggler", "reason": reason, "at": time.time()})
 
     def _gone(self, name: str, connection: Connection, reason: str) -> None:
         with self._lock:

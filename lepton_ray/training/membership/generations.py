@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+SLOW = 1.5
+"""A replica that takes so many times as long as the others holds them up."""
 
 Progress = tuple[int, int]
 """How far a replica's state is: steps and epochs done. Equal progress means equal bytes."""
@@ -27,6 +31,11 @@ class Standing:
     """Of an arrived one: it has nothing left to train."""
     leaving: bool = False
     """Asked to leave at the next step boundary."""
+    shard_s: float | None = None
+    """What its own work on one shard takes, lately."""
+    slow_since: float | None = None
+    """When it began to take far longer than the others (s of a clock that only goes forward)."""
+    told_slow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +92,13 @@ def decide(standings: Sequence[Standing], minimum: int) -> Generation | End | No
         behind=tuple(r for r, s in enumerate(there) if s.progress != furthest),
         restore=False,
     )
+
+
+def held_up(standings: Sequence[Standing], id: str) -> float | None:
+    """Seconds that the other members take for a shard, if one of them takes far longer."""
+    paces = {s.id: s.shard_s for s in standings if s.member and s.shard_s is not None}
+    others = [pace for of, pace in paces.items() if of != id]
+    if id not in paces or not others:
+        return None
+    usual = statistics.median(others)
+    return usual if paces[id] > SLOW * usual else None

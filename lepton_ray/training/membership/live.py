@@ -26,6 +26,7 @@ from lepton_ray.training.membership.generations import Progress
 from lepton_ray.training.membership.peers import LOOK_S, LostPeerError, Peers
 
 COLLECTIVE_TIMEOUT_S = 300.0
+RECENT = 0.1  # weight of the last step in a replica's pace
 
 
 class Live:
@@ -66,6 +67,7 @@ class Live:
         self._change = threading.Event()
         self._leave = threading.Event()
         self._before: Peers | None = None
+        self._shard_s: float | None = None
 
     @property
     def leaving(self) -> bool:
@@ -73,6 +75,10 @@ class Live:
 
     def change_wished(self) -> bool:
         return self._change.is_set() or self.leaving
+
+    def note_pace(self, shard_s: float) -> None:
+        before = shard_s if self._shard_s is None else self._shard_s
+        self._shard_s = before + RECENT * (shard_s - before)
 
     def enter(
         self, profile: dict[str, Any] | None, progress: Progress | None, *, done: bool = False
@@ -165,12 +171,12 @@ class Live:
         threading.Thread(target=self._listen, args=(connection,), daemon=True).start()
 
     def _listen(self, connection: Connection) -> None:
-        beat = b'{"kind": "beat"}'
         beaten = 0.0
         try:
             while True:
                 if time.monotonic() - beaten >= BEAT_S:
-                    connection.send_bytes(beat)
+                    beat = {"kind": "beat", "shard_s": self._shard_s}
+                    connection.send_bytes(json.dumps(beat).encode())
                     beaten = time.monotonic()
                 if not connection.poll(BEAT_S / 2):
                     continue

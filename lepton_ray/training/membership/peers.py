@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -38,6 +39,8 @@ class Peers:
         self._lost = lost
         self.broken = False
         """Whether a collective failed."""
+        self.waited_s = 0.0
+        """For the others, in all."""
         self.rank: int = group.rank() if group is not None else 0
         self.size: int = group.size() if group is not None else 1
 
@@ -57,6 +60,7 @@ class Peers:
         Raises:
             LostPeerError: when a replica is gone.
         """
+        began = time.monotonic()
         try:
             if self._lost is None:
                 work.wait()
@@ -66,6 +70,8 @@ class Peers:
                     raise self._failed("it hangs, or its machine is gone")
         except RuntimeError as error:
             raise self._failed(error) from None
+        finally:
+            self.waited_s += time.monotonic() - began
 
     def _waited(self, work: Any) -> bool:
         try:
