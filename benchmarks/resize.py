@@ -138,7 +138,7 @@ def run_arm(arm: str, event: str, log: str) -> None:
         done = time.time()
         while time.time() - done < LIMIT_S:
             if _went_on(log, done):
-                Path(f"{log}.on").touch()
+                Path(f"{log}.on").write_text(str(time.time()))
                 break
             time.sleep(0.5)
         Path(f"{log}.stop").touch()
@@ -267,16 +267,16 @@ def measure(arm: str, event: str) -> dict[str, float]:
             raise RuntimeError(
                 f"{arm} {event} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
             )
-        at = float(Path(f"{log}.event").read_text())
+        at, until = (float(Path(f"{log}.{what}").read_text()) for what in ("event", "on"))
         lines = [line.split() for line in Path(log).read_text().splitlines()]
     times = [float(line[0]) for line in lines]
     steps = [int(line[1]) for line in lines]
     sizes = [int(line[3]) for line in lines]
-    gaps = [b - a for a, b in pairwise(times) if b > at]
+    gaps = [(b - a, a - at) for a, b in pairwise(times) if at < b < until]
     redone = sum(max(0, a + 1 - b) for a, b in pairwise(steps))
     used = next((t - at for t, s in zip(times, sizes, strict=True) if t > at and s == 2), None)
-    still = max(gaps, default=float("nan")) - STEPS_S
-    result = {"stood_still_s": still, "redone": float(redone)}
+    longest, after = max(gaps)
+    result = {"stood_still_s": longest - STEPS_S, "after_s": after, "redone": float(redone)}
     if event == "add" and used is not None:
         result["used_after_s"] = used
     return result

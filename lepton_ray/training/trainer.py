@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -180,6 +181,9 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         epochs=config["epochs"],
         report=lambda event: controller.put.remote({**event, "at": time.time()}),
     )
+    # Ray's collections look through all that torch has made: half a second, in which every replica
+    # waits for this one.
+    gc.freeze()
     try:
         for _ in replica.epochs():
             pass
