@@ -18,6 +18,7 @@ event.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -26,7 +27,6 @@ import sys
 import tempfile
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,15 @@ def ray_worker(config: dict[str, Any]) -> None:
         getattr(model, "module", model).load_state_dict(state["model"])
         step = state["step"]
     rank = ray.train.get_context().get_world_rank()
-    while not os.path.exists(config["log"] + ".stop"):
+
+    def stops() -> bool:
+        """Asked of all together: a worker that went on alone would wait for the others."""
+        seen = torch.tensor(float(os.path.exists(config["log"] + ".stop")))
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(seen)
+        return bool(seen > 0)
+
+    while not stops():
         time.sleep(STEPS_S)
         loss = model(torch.randn(16, 64)).square().mean()
         optimizer.zero_grad()
@@ -163,7 +171,7 @@ def _went_on(log: str, event_done: float) -> bool:
     lines = [line.split() for line in Path(log).read_text().splitlines()]
     changes = [
         float(b[0])
-        for a, b in pairwise(lines)
+        for a, b in itertools.pairwise(lines)
         if float(b[0]) > started and (a[2], a[3]) != (b[2], b[3])
     ]
     return bool(changes) and float(lines[-1][0]) > max(changes[-1], event_done) + CALM_S
@@ -272,8 +280,8 @@ def measure(arm: str, event: str) -> dict[str, float]:
     times = [float(line[0]) for line in lines]
     steps = [int(line[1]) for line in lines]
     sizes = [int(line[3]) for line in lines]
-    gaps = [(b - a, a - at) for a, b in pairwise(times) if at < b < until]
-    redone = sum(max(0, a + 1 - b) for a, b in pairwise(steps))
+    gaps = [(b - a, a - at) for a, b in itertools.pairwise(times) if at < b < until]
+    redone = sum(max(0, a + 1 - b) for a, b in itertools.pairwise(steps))
     used = next((t - at for t, s in zip(times, sizes, strict=True) if t > at and s == 2), None)
     longest, after = max(gaps)
     result = {"stood_still_s": longest - STEPS_S, "after_s": after, "redone": float(redone)}
@@ -291,17 +299,16 @@ def main() -> None:
     options = parser.parse_args()
     events = [options.case] if options.case else ["kill", "add"] if options.quick else EVENTS
     runs = [] if options.quick or not KEPT.exists() else _kept()
-    for event in events:
-        for repeat in range(1 if options.quick else REPEATS):
-            for arm in ARMS:
-                if repeat < len(_of(runs, event, arm)):
-                    continue
-                runs.append({"event": event, "arm": arm, **measure(arm, event)})
-                if not options.quick:
-                    with KEPT.open("a") as file:
-                        file.write(json.dumps(runs[-1]) + "\n")
-                if not options.json:
-                    print(json.dumps(runs[-1]), flush=True)
+    repeats = range(1 if options.quick else REPEATS)
+    for repeat, event, arm in itertools.product(repeats, events, ARMS):
+        if repeat < len(_of(runs, event, arm)):
+            continue
+        runs.append({"event": event, "arm": arm, **measure(arm, event)})
+        if not options.quick:
+            with KEPT.open("a") as file:
+                file.write(json.dumps(runs[-1]) + "\n")
+        if not options.json:
+            print(json.dumps(runs[-1]), flush=True)
     detail: dict[str, Any] = {}
     for event in events:
         stood = {arm: [r["stood_still_s"] for r in _of(runs, event, arm)] for arm in ARMS}
