@@ -21,12 +21,14 @@ def divide(
     the labels are numbers.
 
     Raises:
-        DataError: when a split is empty or a label is missing from the training split.
+        DataError: when a split is empty, a label is missing from the training split or has one
+            sample.
     """
     if split.test == "given":
         if given_test is None:
             raise DataError(
-                "data.split.test is 'given', but the source has no test part: set a share"
+                "data.split.test is 'given', but the source has no test part: set a share, or name "
+                "the column that says it in data.split.column"
             )
         test = np.flatnonzero(given_test)
         rest = np.flatnonzero(~given_test)
@@ -57,6 +59,13 @@ def divide(
                 f"split ({len(unseen)} such labels): a model cannot learn it; add samples of it, "
                 "or drop them"
             )
+    names, counts = np.unique(labels, return_counts=True)
+    if (counts == 1).any():
+        raise DataError(
+            f"label {str(names[counts == 1][0])!r} has one sample, and a class needs one to learn "
+            f"from and one to test with ({int((counts == 1).sum())} such labels): add samples of "
+            "it, or drop it"
+        )
     return parts
 
 

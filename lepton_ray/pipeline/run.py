@@ -216,7 +216,10 @@ class Run:
         run_id = results["train"]["run_id"]
         folder = self._folder.path / "version"
         model = models.build(
-            experiment.model, dataset.preprocess.input_shape, dataset.schema.outputs
+            experiment.model,
+            dataset.preprocess.input_shape,
+            dataset.schema.outputs,
+            dataset.preprocess.vocabulary,
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
