@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def options(description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats; under 10 minutes")
-    parser.add_argument("--json", action="store_true", help="print the JSON object only")
-    return parser.parse_args()
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help="fewer repeats; under 10 minutes")
+    made.add_argument("--json", action="store_true", help="print the JSON object only")
+    return made
 
 
 def interleaved(arms: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -89,12 +89,13 @@ def _ours(rank: int, size: int, store: str, folder: str, model: str, exact: bool
 
     from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.loop import Replica
+    from lepton_ray.training.membership import Fixed
 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     replica = Replica(
         experiment(model, exact=exact, checkpoint_every=every),
         dataset((warm + steps + 1) * BATCH),
-        group=dist.group.WORLD,
+        membership=Fixed(dist.group.WORLD),
         checkpoints=CheckpointFolder(folder),
     )
     pipe.send(_timed_steps(lambda number: replica.advance(), warm, steps))
@@ -242,12 +243,13 @@ def _growing(rank: int, size: int, store: str, folder: str, settings: dict[str, 
     import torch.distributed as dist
 
     from lepton_ray.training.loop import Replica
+    from lepton_ray.training.membership import Fixed
 
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     asked = experiment(**settings)
     data = dataset((steps + 6) * asked.train.batch)
     before = _resident_mb()
-    replica = Replica(asked, data, group=dist.group.WORLD if size > 1 else None)
+    replica = Replica(asked, data, membership=Fixed(dist.group.WORLD if size > 1 else None))
     times = _timed_steps(lambda number: replica.advance(), 5, steps)
     pipe.send({"ms": 1e3 * statistics.median(times), "added_mb": _resident_mb() - before})
     _leave()
@@ -281,7 +283,7 @@ def growth() -> dict[str, Any]:
 
 
 def main() -> None:
-    options = _report.options(__doc__)
+    options = _report.parser(__doc__).parse_args()
     repeats, steps = (3, 60) if options.quick else (7, 150)
     os.environ["OMP_NUM_THREADS"] = "1"
     against = throughput(repeats, steps)

@@ -1,15 +1,19 @@
 """How long training stands still when the cluster changes, against Ray Train's own elastic mode.
 
-    python benchmarks/resize.py [--quick] [--json]
+    python benchmarks/resize.py [--case EVENT] [--quick] [--json]
 
-Events: ``kill``, a worker's kill -9; ``lose``, a worker's node gone; ``drain``, a notice and 10 s
-later the node gone; ``add``, a node more. Arms: ours, Ray Train at its defaults, Ray Train tuned
-by hand (every interval and time-out it reads from the environment). All run steps of the same
-length on the same nodes of one machine, save every 20 steps, and write a line per step. Standing
-still is the longest gap between two steps after the event; redone is how many step numbers came
-twice. A training is ended when it has stood still and gone on again, or after a limit.
+Events, all to the worker of rank 0: ``kill``, its kill -9; ``lose``, its node gone; ``drain``, a
+notice and 10 s later its node gone. And ``add``, a node more. Arms: ours, Ray Train at its
+defaults, Ray Train tuned by hand (every interval and time-out it reads from the environment). All
+run steps of the same length on the same nodes of one machine, save every 20 steps, and write a line
+per step. Standing still is the longest gap between two steps after the event, less the step itself;
+redone is how many step numbers came twice. A training is ended when it has gone on for a while with
+other replicas than before the event, or after a limit.
 
-``--quick`` runs each pair once, and only kill and add.
+Each run is appended to ``results/resize.jsonl`` and not done again: a benchmark that was stopped
+goes on, one that is to be new starts with the file removed. ``--case`` runs the repeats of one
+event.
+``--quick`` runs each pair once, and only kill and add, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +33,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import _report
 
+EVENTS = ["kill", "lose", "drain", "add"]
+ARMS = ("ours", "ray_default", "ray_tuned")
+REPEATS = 3
+KEPT = Path(__file__).parent / "results" / "resize.jsonl"
 STEPS_S = 0.1  # of one step; long enough to write every one down
 SAVE_EVERY = 20
 SETTLE_S = 8.0  # of training before the event
 GRACE_S = 10.0  # between a drain notice and the node's end
 LIMIT_S = 180.0  # of training after the event
-GAP_S = 1.0  # between two steps: training stood still
-CALM_S = 8.0  # of steps after it
+CALM_S = 12.0  # of steps after the last change of replicas
 TUNED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
@@ -58,7 +65,7 @@ def ray_worker(config: dict[str, Any]) -> None:
     if found:
         with found.as_directory() as folder:
             state = torch.load(f"{folder}/state.pt", weights_only=True)
-        model.load_state_dict(state["model"])
+        getattr(model, "module", model).load_state_dict(state["model"])
         step = state["step"]
     rank = ray.train.get_context().get_world_rank()
     while not os.path.exists(config["log"] + ".stop"):
@@ -74,8 +81,9 @@ def ray_worker(config: dict[str, Any]) -> None:
                 file.write(f"{time.time()} {step} {os.getpid()} {size}\n")
         if step % SAVE_EVERY == 0:
             with tempfile.TemporaryDirectory() as folder:
-                if rank == 0:
-                    torch.save({"model": model.state_dict(), "step": step}, f"{folder}/state.pt")
+                if rank == 0:  # of the model inside DDP: a worker alone has none around it
+                    kept_model = getattr(model, "module", model).state_dict()
+                    torch.save({"model": kept_model, "step": step}, f"{folder}/state.pt")
                 kept = Checkpoint.from_directory(folder) if rank == 0 else None
                 ray.train.report({"step": step}, checkpoint=kept)
 
@@ -97,6 +105,11 @@ def run_arm(arm: str, event: str, log: str) -> None:
     def node() -> Any:
         return cluster.add_node(num_cpus=1, object_store_memory=memory)
 
+    def node_of(pid: int) -> Any:
+        actors = ray._private.state.actors().values()
+        there = next(a["Address"]["NodeID"] for a in actors if a["Pid"] == pid)
+        return next(node for node in nodes if node.node_id == there)
+
     nodes = [node() for _ in range(1 if event == "add" else 2)]
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     steps = int((LIMIT_S + SETTLE_S + GRACE_S) / STEPS_S)
@@ -112,17 +125,21 @@ def run_arm(arm: str, event: str, log: str) -> None:
         elif event == "add":
             node()
         elif event == "lose":
-            cluster.remove_node(nodes[1], allow_graceful=False)
+            cluster.remove_node(node_of(pid), allow_graceful=False)
         else:
+            drained = node_of(pid)
             drain = [Path(sys.executable).with_name("ray"), "drain-node", "--address",
-                     cluster.address, "--node-id", nodes[1].node_id, "--reason",
+                     cluster.address, "--node-id", drained.node_id, "--reason",
                      "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
                      "--deadline-remaining-seconds", str(int(GRACE_S))]  # fmt: skip
             subprocess.run(drain, check=True, capture_output=True)
             time.sleep(GRACE_S)
-            cluster.remove_node(nodes[1], allow_graceful=False)
+            cluster.remove_node(drained, allow_graceful=False)
         done = time.time()
-        while time.time() - done < LIMIT_S and not _went_on(log, done):
+        while time.time() - done < LIMIT_S:
+            if _went_on(log, done):
+                Path(f"{log}.on").touch()
+                break
             time.sleep(0.5)
         Path(f"{log}.stop").touch()
 
@@ -141,11 +158,15 @@ def run_arm(arm: str, event: str, log: str) -> None:
 
 
 def _went_on(log: str, event_done: float) -> bool:
-    """Whether training stood still after the event and then ran for `CALM_S`."""
+    """Whether the replicas changed after the event, and training then ran for `CALM_S`."""
     started = float(Path(f"{log}.event").read_text())
-    times = [float(line.split()[0]) for line in Path(log).read_text().splitlines()]
-    ends = [b for a, b in pairwise(times) if b > started and b - a > GAP_S]
-    return bool(ends) and times[-1] > max(ends[-1], event_done) + CALM_S
+    lines = [line.split() for line in Path(log).read_text().splitlines()]
+    changes = [
+        float(b[0])
+        for a, b in pairwise(lines)
+        if float(b[0]) > started and (a[2], a[3]) != (b[2], b[3])
+    ]
+    return bool(changes) and float(lines[-1][0]) > max(changes[-1], event_done) + CALM_S
 
 
 def _train_ours(log: str, steps: int, folder: Path) -> None:
@@ -175,29 +196,38 @@ def _train_ours(log: str, steps: int, folder: Path) -> None:
 def logged(input_shape: tuple[int, ...], classes: int, *, log: str) -> Any:
     """A small model whose optimizer steps are written down by replica 0."""
     import torch
-    import torch.distributed as dist
     from torch import nn
 
     from lepton_ray.models.linear import linear
+    from lepton_ray.training.membership import Peers
+    from lepton_ray.training.step import TrainStep
+
+    now: dict[str, Peers] = {}
+    join = TrainStep.join
+
+    def noted(self: TrainStep, peers: Peers) -> None:
+        now["peers"] = peers
+        join(self, peers)
+
+    TrainStep.join = noted  # type: ignore[method-assign]
 
     class Logged(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = linear(input_shape, classes)
             self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-            self.last = -1
+            self.last: Any = None
 
         def forward(self, x: Any) -> Any:
             if self.training:
-                step = int(self.step)
-                if step != self.last:  # once a step, whatever the number of shards here
-                    self.last = step
+                peers, step = now["peers"], int(self.step)
+                if (peers, step) != self.last:  # once a try, whatever the number of shards here
+                    self.last = peers, step
                     if not os.path.exists(f"{log}.stop"):
                         time.sleep(STEPS_S)
-                    world = dist.get_world_size() if dist.is_initialized() else 1
-                    if not dist.is_initialized() or dist.get_rank() == 0:
+                    if peers.rank == 0:
                         with open(log, "a") as file:
-                            file.write(f"{time.time()} {step} {os.getpid()} {world}\n")
+                            file.write(f"{time.time()} {step} {os.getpid()} {peers.size}\n")
                 self.step += 1
             return self.inner(x)
 
@@ -233,7 +263,7 @@ def measure(arm: str, event: str) -> dict[str, float]:
         done = subprocess.run(
             command, env=environment, timeout=LIMIT_S + 180, capture_output=True, text=True
         )
-        if not Path(f"{log}.event").exists():
+        if not Path(f"{log}.event").exists() or not Path(f"{log}.on").exists():
             raise RuntimeError(
                 f"{arm} {event} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
             )
@@ -245,7 +275,8 @@ def measure(arm: str, event: str) -> dict[str, float]:
     gaps = [b - a for a, b in pairwise(times) if b > at]
     redone = sum(max(0, a + 1 - b) for a, b in pairwise(steps))
     used = next((t - at for t, s in zip(times, sizes, strict=True) if t > at and s == 2), None)
-    result = {"stood_still_s": max(gaps, default=float("nan")), "redone": float(redone)}
+    still = max(gaps, default=float("nan")) - STEPS_S
+    result = {"stood_still_s": still, "redone": float(redone)}
     if event == "add" and used is not None:
         result["used_after_s"] = used
     return result
@@ -255,21 +286,27 @@ def main() -> None:
     if sys.argv[1:2] == ["--arm"]:
         run_arm(*sys.argv[2:5])
         return
-    options = _report.options(__doc__)
-    events = ["kill", "add"] if options.quick else ["kill", "lose", "drain", "add"]
-    repeats = 1 if options.quick else 3
-    arms = ("ours", "ray_default", "ray_tuned")
+    parser = _report.parser(__doc__)
+    parser.add_argument("--case", choices=EVENTS, help="only the repeats of this event")
+    options = parser.parse_args()
+    events = [options.case] if options.case else ["kill", "add"] if options.quick else EVENTS
+    runs = [] if options.quick or not KEPT.exists() else _kept()
+    for event in events:
+        for repeat in range(1 if options.quick else REPEATS):
+            for arm in ARMS:
+                if repeat < len(_of(runs, event, arm)):
+                    continue
+                runs.append({"event": event, "arm": arm, **measure(arm, event)})
+                if not options.quick:
+                    with KEPT.open("a") as file:
+                        file.write(json.dumps(runs[-1]) + "\n")
+                if not options.json:
+                    print(json.dumps(runs[-1]), flush=True)
     detail: dict[str, Any] = {}
     for event in events:
-        runs: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-        for _ in range(repeats):
-            for arm in arms:
-                runs[arm].append(measure(arm, event))
-                if not options.json:
-                    print(event, arm, json.dumps(runs[arm][-1]), flush=True)
-        stood = {arm: [r["stood_still_s"] for r in runs[arm]] for arm in arms}
+        stood = {arm: [r["stood_still_s"] for r in _of(runs, event, arm)] for arm in ARMS}
         detail[event] = {
-            "runs": runs,
+            "runs": {arm: _of(runs, event, arm) for arm in ARMS},
             "default_over_ours": _report.ratio(stood["ray_default"], stood["ours"]),
             "tuned_over_ours": _report.ratio(stood["ray_tuned"], stood["ours"]),
         }
@@ -280,6 +317,14 @@ def main() -> None:
         },
         detail,
     )
+
+
+def _kept() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in KEPT.read_text().splitlines()]
+
+
+def _of(runs: list[dict[str, Any]], event: str, arm: str) -> list[dict[str, Any]]:
+    return [run for run in runs if (run["event"], run["arm"]) == (event, arm)]
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Client": "lepton_ray.serving.client",
     "Experiment": "lepton_ray.pipeline",
     "LeptonRayError": "lepton_ray.errors",
     "load_model": "lepton_ray.serving.load",
 }
 
-__all__ = ["Experiment", "LeptonRayError", "__version__", "load_model"]
+__all__ = ["Client", "Experiment", "LeptonRayError", "__version__", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,8 @@ LeptonRayError
     ├── StudyError         no trial of the study finished
     ├── GateError          the version missed its gate and was not promoted
     └── EndpointError      the endpoint answered wrongly or not at all
+        ├── RefusedRequestError  it refuses the request; `status` says as what
+        └── UnavailableError     it is busy, or cannot be reached, for longer than all tries
 
 Messages say the rule, the value got, and the way out.
 """
@@ -95,6 +97,24 @@ class GateError(RunError):
 
 class EndpointError(RunError):
     """The endpoint answered wrongly or not at all."""
+
+
+class RefusedRequestError(EndpointError):
+    """The endpoint refuses the request, and would again.
+
+    Attributes:
+        status: of HTTP.
+        request_id: under which the endpoint's log has it.
+    """
+
+    def __init__(self, text: str, *, status: int, request_id: str = "") -> None:
+        self.status = status
+        self.request_id = request_id
+        super().__init__(text)
+
+
+class UnavailableError(EndpointError):
+    """The endpoint is busy, or cannot be reached, for longer than all tries."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

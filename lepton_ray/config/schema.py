@@ -222,11 +222,24 @@ class Workers(Section):
     max: int = Field(1, ge=1)
     cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
+    mode: Literal["live", "restart"] | None = None
+    """``live``: the first ``min`` replicas are Ray Train's group, up to ``max`` more come and go
+    while the others train on. ``restart``: Ray Train's group itself is resized, by starting all of
+    it again from a checkpoint. Default: live, on GPUs restart."""
+
+    @property
+    def live(self) -> bool:
+        return self.mode == "live" or (self.mode is None and not self.gpus)
 
     @model_validator(mode="after")
     def _range(self) -> Workers:
         if self.min > self.max:
             raise ValueError(f"min <= max must hold, but got {self.min} and {self.max}")
+        if self.mode == "live" and self.gpus:
+            raise ValueError(
+                f"mode: live exchanges gradients over gloo, but got gpus: {self.gpus:g}: leave "
+                "mode out, or set it to restart"
+            )
         return self
 
 
@@ -330,11 +343,30 @@ class Batching(Section):
     """How long the first request of a batch waits for others."""
 
 
+class Limits(Section):
+    """What an endpoint takes; a request beyond is refused and named, never cut."""
+
+    body_mb: float = Field(16.0, gt=0)
+    """MiB of one request's body (413)."""
+    decoded_mb: float = Field(256.0, gt=0)
+    """MiB that the texts and images of a body unpack to (413)."""
+    rows: int = Field(10_000, ge=1)
+    """Rows of one request (413)."""
+    queue: int = Field(256, ge=1)
+    """Requests in a replica at a time, waiting or running (429)."""
+    timeout_s: float = Field(60.0, gt=0)
+    """For one request, from its head to its answer (408 while its body arrives, then 503)."""
+
+
 class Serve(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     replicas: Replicas = Replicas()
     batch: Batching = Batching()
+    limits: Limits = Limits()
+    keys: str | None = None
+    """File of API keys; with it every request needs one. Default: none on loopback, and
+    ``lepton_keys.json`` at any other host."""
 
 
 class Experiment(Section):

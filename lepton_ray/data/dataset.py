@@ -86,7 +86,9 @@ def _classes(
         return (), raw.labels.astype(np.float64)
     classes, y = np.unique(raw.labels, return_inverse=True)
     if len(classes) < 2:
-        raise DataError(f"{data.source}: all labels are {classes[0]!r}; there is nothing to learn")
+        raise DataError(
+            f"{data.source}: all labels are {str(classes[0])!r}; there is nothing to learn"
+        )
     return tuple(str(c) for c in classes), y.astype(np.int64)
 
 

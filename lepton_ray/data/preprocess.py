@@ -49,13 +49,13 @@ class Preprocess:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one sample as the model takes it: (channels, height, width), (features,) or (words,)."""
+        """Of one sample for the model: (channels, height, width), (features,) or (words,)."""
         first = self.columns[0]
         if first.kind == "image":
             height, width, *channels = first.shape
             return (channels[0] if channels else 1, height, width)
         if self.tokenizer is not None:
-            return (self.tokenizer.truncation["max_length"],)
+            return (words.length(self.tokenizer),)
         return (sum(len(c.categories) if c.kind == "category" else 1 for c in self.columns),)
 
     def apply(self, columns: Mapping[str, Any]) -> Inputs:

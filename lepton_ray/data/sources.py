@@ -282,8 +282,8 @@ def _read_texts(data: TextData) -> Raw:
             )
     if len(texts) and not any(map(str.strip, texts)):
         raise DataError(
-            f"{data.source}: all {len(texts)} texts in column {data.text!r} are empty: name another "
-            "column in data.text"
+            f"{data.source}: all {len(texts)} texts in column {data.text!r} are empty: name "
+            "another column in data.text"
         )
     if len(texts) and all(map(_is_number, texts)):
         raise DataError(

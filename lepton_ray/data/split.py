@@ -21,8 +21,7 @@ def divide(
     the labels are numbers.
 
     Raises:
-        DataError: when a split is empty, a label is missing from the training split or has one
-            sample.
+        DataError: when a split is empty or a label is missing from the training split.
     """
     if split.test == "given":
         if given_test is None:
@@ -59,13 +58,6 @@ def divide(
                 f"split ({len(unseen)} such labels): a model cannot learn it; add samples of it, "
                 "or drop them"
             )
-    names, counts = np.unique(labels, return_counts=True)
-    if (counts == 1).any():
-        raise DataError(
-            f"label {str(names[counts == 1][0])!r} has one sample, and a class needs one to learn "
-            f"from and one to test with ({int((counts == 1).sum())} such labels): add samples of "
-            "it, or drop it"
-        )
     return parts
 
 

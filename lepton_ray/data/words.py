@@ -18,13 +18,13 @@ Numbers = npt.NDArray[np.int32]
 PADDING, UNKNOWN = "[PAD]", "[UNK]"  # numbers 0 and 1
 
 
-def fit(texts: Sequence[str], vocabulary: int, length: int) -> Tokenizer:
+def fit(texts: Sequence[str], vocabulary: int, longest: int) -> Tokenizer:
     """A tokenizer that knows the most frequent words; of equally frequent ones, the first by code
     point.
 
     Args:
         vocabulary: words it knows at most.
-        length: words it cuts longer texts to; no more than the longest text has.
+        longest: words it cuts longer texts to; no more than the longest text has.
     """
     trained = _splitter(models.WordLevel(unk_token=UNKNOWN))
     trainer = trainers.WordLevelTrainer(
@@ -34,9 +34,9 @@ def fit(texts: Sequence[str], vocabulary: int, length: int) -> Tokenizer:
     # Anew from the words alone: a trained one would take "[UNK]" spelled out in a text for the
     # unknown word, and a text could pad itself.
     tokenizer = _splitter(models.WordLevel(trained.get_vocab(), UNKNOWN))
-    length = max(1, min(length, int(counts(tokenizer, texts).max())))
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=0, pad_token=PADDING)
+    most = max(1, min(longest, int(counts(tokenizer, texts).max())))
+    tokenizer.enable_truncation(most)
+    tokenizer.enable_padding(length=most, pad_id=0, pad_token=PADDING)
     return tokenizer
 
 
@@ -50,8 +50,13 @@ def _splitter(model: models.WordLevel) -> Tokenizer:
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Numbers:
     """[n, length] The number of each word; 1 for an unknown word, 0 behind a text's end."""
     encodings = tokenizer.encode_batch_fast(list(texts))
-    length = tokenizer.truncation["max_length"]
-    return np.array([e.ids for e in encodings], np.int32).reshape(len(texts), length)
+    return np.array([e.ids for e in encodings], np.int32).reshape(len(texts), length(tokenizer))
+
+
+def length(tokenizer: Tokenizer) -> int:
+    """Words of a text, with what fills it up."""
+    assert tokenizer.truncation is not None
+    return int(tokenizer.truncation["max_length"])
 
 
 def counts(tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.int64]:

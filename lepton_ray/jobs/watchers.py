@@ -60,6 +60,7 @@ class TrainingWatcher:
         self._last_step = 0
         self._stood_since = 0.0
         self._replicas = 0
+        self._last_epoch = 0
 
     def __call__(self, event: dict[str, Any]) -> None:
         self._dispatch(event)
@@ -86,9 +87,12 @@ class TrainingWatcher:
             case "first_step":
                 if self._cause:
                     redone = max(0, self._last_step - self._restored)
+                    stood = event["stood_still_s"]  # None where nobody was left to measure it
+                    if stood is None:
+                        stood = event["at"] - self._stood_since
                     self._terminal.say(
-                        f"train  {self._cause}: resumed at step {self._restored}, {redone} steps "
-                        f"redone, stood still {event['at'] - self._stood_since:.1f} s"
+                        f"train  {self._cause}: on from step {self._restored}, {redone} steps "
+                        f"redone, stood still {stood:.1f} s"
                     )
                     self._cause = ""
             case "progress":
@@ -97,7 +101,8 @@ class TrainingWatcher:
                     f"train  step {event['step']}/{event['steps']}, "
                     f"{event['steps_per_s']:.0f} steps/s, {left:.0f} s left"
                 )
-            case "epoch":
+            case "epoch" if event["epoch"] > self._last_epoch:  # a new replica 0 repeats the last
+                self._last_epoch = event["epoch"]
                 self._tracker.metrics(self._run_id, event["metrics"], event["epoch"])
                 self._terminal.progress(
                     f"train  epoch {event['epoch']}/{self._epochs}: {numbers(event['metrics'])}"
@@ -110,6 +115,10 @@ class TrainingWatcher:
                 trace.write_bytes(event["trace"])
                 (self._folder / "profile.txt").write_text(event["table"])
                 self._terminal.say(f"train  profile in {trace}, for ui.perfetto.dev")
+            case "refused" | "replica_failed":
+                self._terminal.say(f"warning: {event['reason']}; training goes on without it")
+            case "straggler":
+                self._terminal.say(f"warning: {event['reason']}")
             case "checkpoint_failed":
                 self._terminal.say(f"warning: {event['error']}; training goes on")
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import EndpointError
-from lepton_ray.serving import endpoint
+from lepton_ray.serving.client import Client
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.training.tasks import task_of
 
@@ -31,17 +31,17 @@ def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
     return task.measure(probabilities, dataset.test.y)
 
 
-def check_endpoint(url: str, runtime: Runtime, rows: list[dict[str, Any]]) -> int:
+def check_endpoint(client: Client, runtime: Runtime, rows: list[dict[str, Any]]) -> int:
     """Send rows over HTTP and compare with the same version in this process, bit for bit.
 
     Raises:
         EndpointError: for any answer that differs.
     """
     expected = [answer.model_dump() for answer in runtime.predict(rows)]
-    answered = endpoint.query(url, rows)["predictions"]
+    answered = client.predict(rows)["predictions"]
     for position, (ours, theirs) in enumerate(zip(expected, answered, strict=True)):
         if ours != theirs:
             raise EndpointError(
-                f"{url} answers row {position} with {theirs}, load_model with {ours}"
+                f"{client.url} answers row {position} with {theirs}, load_model with {ours}"
             )
     return len(rows)

@@ -281,10 +281,11 @@ class Run:
                 f"docs at {live.url}/docs"
             )
             rows = package.rows(self._dataset.schema, self._dataset.test_columns, CHECKED_ROWS)
-            checked = check_endpoint(live.url, load_model(reference), rows)
+            with live.client() as client:
+                checked = check_endpoint(client, load_model(reference), rows)
             self._terminal.say(
                 f"query  {checked} test samples over HTTP equal load_model({reference!r}).predict\n"
-                f"       {endpoint.curl(live.url, rows[0])}"
+                f"       {endpoint.curl(live, min(rows, key=lambda row: len(str(row))))}"
             )
             if self._keep:
                 live.keep(self._terminal.say)

@@ -1,51 +1,49 @@
-"""The HTTP application of the version that a reference names, on Ray Serve.
+"""The deployment of an endpoint on Ray Serve: replicas that batch, follow and answer.
 
-No ``from __future__ import annotations`` here: Serve pickles the class, and FastAPI could no longer
-find what its annotations name.
+No ``from __future__ import annotations`` here: Serve inspects the class.
 """
 
 import asyncio
-import json
+import logging
 import tempfile
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.config import BackpressureConfig
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import LeptonRayError
-from lepton_ray.serving.follower import Files, write_files
-from lepton_ray.serving.requests import (
-    Columns,
-    Response,
-    RowsError,
-    ValueResponse,
-    columns_of,
-    row_schema,
-)
-from lepton_ray.serving.runtime import Runtime
+from lepton_ray.serving import api
+from lepton_ray.serving.follower import Files, Present, write_files
+from lepton_ray.serving.guard import OVERLOADED_S, log_access, needs_keys
+from lepton_ray.serving.keys import Keyring
+from lepton_ray.serving.metrics import Metrics, Snapshot
+from lepton_ray.serving.refusals import RefusedError
+from lepton_ray.serving.requests import Columns
+from lepton_ray.serving.runtime import Floats, Runtime
 
-MAX_BODY_BYTES = 16 << 20
+logger = logging.getLogger("ray.serve")
+
 ASK_S = 1.0  # between two looks for a new version
-MAX_QUEUED = 1000  # requests waiting at a proxy; more are answered 503 at once
+TOTALS_S = 5.0  # that a scrape waits for the follower
+REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
+MAX_QUEUED = 1000  # requests waiting at a proxy, when every replica has that many
 
 
-def application(follower: Any, folder: Path, name: str, config: Serve) -> serve.Application:
+def application(follower: Any, name: str, config: Serve) -> serve.Application:
     """A Serve application that answers with the version `follower.Follower` names.
 
     Args:
         follower: handle of the actor.
-        folder: of its present version, for the types of requests and answers.
+        name: of the model.
     """
-    schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
-    api = FastAPI(title=name, description="Served by lepton_ray.")
-    deployment: Any = serve.deployment(serve.ingress(api)(_define(api, schema, config)))
     replicas = config.replicas
     scale: dict[str, Any] = (
         {"num_replicas": replicas.min}
@@ -59,97 +57,144 @@ def application(follower: Any, folder: Path, name: str, config: Serve) -> serve.
             }
         }
     )
+    deployment: Any = serve.deployment(serve.ingress()(Endpoint))
     bound: serve.Application = deployment.options(
         name=name,
-        # A batch fills only when this many requests may be in a replica; two, so that one waits
-        # while the other runs.
-        max_ongoing_requests=2 * config.batch.max,
+        # The replica's own queue (`guard.Guard`) is the shorter one: it knows the caller's key, and
+        # its 429 is counted, logged and in the form of the route.
+        max_ongoing_requests=config.limits.queue + REFUSED,
         max_queued_requests=MAX_QUEUED,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=OVERLOADED_S),
         ray_actor_options={"num_cpus": 1},
         **scale,
-    ).bind(follower, name)
+    ).bind(follower, name, config)
     return bound
 
 
-def _define(api: FastAPI, schema: Schema, config: Serve) -> type:
-    """The deployment's class; its batching is fixed by the experiment."""
-    kind = Response if schema.classes else ValueResponse
+class Endpoint:
+    """One replica; what `api.build` calls a predictor."""
 
-    class Endpoint:
-        async def __init__(self, follower: Any, name: str) -> None:  # type: ignore[misc]
-            self._follower = follower
-            self._name = name
-            self._problem = ""
-            version, files = await follower.current.remote()
-            self._runtime = await asyncio.to_thread(_load, await files, name, version)
-            # One thread: the forward pass stays off the event loop, which answers health checks.
-            self._thread = ThreadPoolExecutor(max_workers=1)
-            self._following = asyncio.create_task(self._follow())
-
-        async def _follow(self) -> None:
-            """Change to each version that is named anew; requests go on meanwhile."""
-            refused = 0
-            while True:
-                await asyncio.sleep(ASK_S)
-                try:
-                    version, files = await self._follower.current.remote()
-                    if version in (self._runtime.version, refused):
-                        continue
-                    new = await asyncio.to_thread(_load, await files, self._name, version)
-                except (RayError, LeptonRayError) as error:
-                    self._problem = f"cannot follow: {error}"
-                    continue
-                if (new.schema.classes, _types(new.schema)) != (schema.classes, _types(schema)):
-                    refused = version
-                    self._problem = (
-                        f"version {version} takes other columns or answers other classes: "
-                        "start its endpoint anew"
-                    )
-                    continue
-                self._runtime, self._problem = new, ""
-
-        @serve.batch(
+    async def __init__(self, follower: Any, name: str, config: Serve) -> None:  # type: ignore[misc]
+        self._follower = follower
+        self._name = name
+        self._config = config
+        self._id = uuid.uuid4().hex
+        self._counts = Metrics()
+        self._keyring = Keyring(()) if needs_keys(config.host, config.keys) else None
+        self._problem = ""
+        self._runtime = await self._load(await self._ask())
+        self._counts.serves(name, self._runtime.version)
+        self._batched = serve.batch(
             max_batch_size=config.batch.max,
             batch_wait_timeout_s=config.batch.wait_ms / 1000,
             batch_size_fn=_rows_of,
+        )(self._answer_batch)
+        # One thread: the forward pass stays off the event loop, which answers health checks.
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._following = asyncio.create_task(self._follow())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve asks for it here, in the replica, when ``__init__`` is done."""
+        return api.build(
+            self,
+            limits=self._config.limits,
+            keyring=self._keyring,
+            counts=self._counts,
+            log=log_access,
+            echo=False,
         )
-        async def _batched(self, requests: list[Columns]) -> list[Any]:
-            """For each request the runtime that answers, and its part of the answers."""
-            runtime = self._runtime
-            merged = {
-                name: np.concatenate([columns[name] for columns in requests])
-                for name in requests[0]
-            }
-            loop = asyncio.get_running_loop()
-            whole = await loop.run_in_executor(self._thread, runtime.predict_columns, merged)
-            ends = np.cumsum([_length(columns) for columns in requests])[:-1]
-            return [(runtime, part) for part in np.split(whole, ends)]
 
-        @api.post("/predict", response_model=kind, openapi_extra={"requestBody": _body(schema)})
-        async def predict(self, request: Request) -> Any:
-            """The answer to each row: class probabilities, or a value."""
+    @property
+    def runtime(self) -> Runtime:
+        """The version that answers now."""
+        return self._runtime
+
+    @property
+    def problem(self) -> str:
+        """What keeps it from following its alias, or ""."""
+        return self._problem
+
+    async def infer(self, columns: Columns) -> tuple[Runtime, Floats]:
+        """The version that answered, and [n, classes] probabilities or [n, 1] values.
+
+        More rows than a batch holds go through the model in parts, between which others have their
+        turn; all by the version that was there at the first.
+        """
+        rows, most = _length(columns), self._config.batch.max
+        if rows <= most:
+            answered: tuple[Runtime, Floats] = await self._batched(columns)
+            return answered
+        runtime = self._runtime
+        loop = asyncio.get_running_loop()
+        parts = []
+        for at in range(0, rows, most):
+            part = {name: values[at : at + most] for name, values in columns.items()}
+            parts.append(await loop.run_in_executor(self._thread, runtime.forward, part))
+        return runtime, np.concatenate(parts)
+
+    async def totals(self) -> Snapshot:
+        """What all replicas have counted.
+
+        Raises:
+            RefusedError: 503 when the follower does not answer; a part of the sum would look as if
+                every counter had started over.
+        """
+        asked = self._follower.totals.remote(self._id, self._counts.snapshot())
+        try:
+            async with asyncio.timeout(TOTALS_S):
+                found: Snapshot = await asked
+        except (RayError, TimeoutError) as error:
+            logger.warning("no totals: %s", error)
+            text = "the counts of all replicas cannot be added up now"
+            raise RefusedError(503, text, retry_after_s=TOTALS_S) from None
+        return found
+
+    async def _ask(self) -> Present:
+        present: Present = await self._follower.present.remote(self._id, self._counts.snapshot())
+        if self._keyring is not None:
+            self._keyring.replace(present.keys, replicas=present.replicas)
+        return present
+
+    async def _load(self, present: Present) -> Runtime:
+        return await asyncio.to_thread(_load, await present.files, self._name, present.version)
+
+    async def _follow(self) -> None:
+        """Change to each version that is named anew; requests go on meanwhile."""
+        refused: dict[int, str] = {}
+        while True:
+            await asyncio.sleep(ASK_S)
+            schema = self._runtime.schema
             try:
-                rows = await _read_rows(request)
-                runtime, part = await self._batched(columns_of(schema, rows))
-                answers = runtime.answers(part)
-            except RowsError as error:
-                return JSONResponse({"detail": [vars(p) for p in error.problems]}, 422)
-            except _RefusedError as error:
-                return JSONResponse({"detail": str(error)}, error.status)
-            return kind(
-                model=runtime.name,
-                version=runtime.version,
-                predictions=answers,
-            )
+                present = await self._ask()
+                self._problem = present.problem or refused.get(present.version, "")
+                if present.version == self._runtime.version or present.version in refused:
+                    continue
+                new = await self._load(present)
+            except (RayError, LeptonRayError) as error:
+                # What went wrong names files and holds traces: it is for the log.
+                logger.warning("cannot follow: %s", error)
+                self._problem = f"cannot follow, see the log: {type(error).__name__}"
+                continue
+            if (new.schema.classes, _types(new.schema)) != (schema.classes, _types(schema)):
+                refused[present.version] = (
+                    f"version {present.version} takes other columns or answers other classes: "
+                    "start its endpoint anew"
+                )
+                self._problem = refused[present.version]
+                continue
+            self._runtime = new
+            self._counts.serves(self._name, new.version)
 
-        @api.get("/health")
-        async def health(self) -> dict[str, Any]:
-            """Which version answers, and what keeps it from following its alias, if anything."""
-            version = self._runtime.version
-            problem = {"problem": self._problem} if self._problem else {}
-            return {"status": "ok", "model": self._name, "version": version, **problem}
-
-    return Endpoint
+    async def _answer_batch(self, requests: list[Columns]) -> list[Any]:
+        """For each request the runtime that answers, and its part of the answers."""
+        runtime = self._runtime
+        merged = {
+            name: np.concatenate([columns[name] for columns in requests]) for name in requests[0]
+        }
+        loop = asyncio.get_running_loop()
+        whole = await loop.run_in_executor(self._thread, runtime.predict_columns, merged)
+        ends = np.cumsum([_length(columns) for columns in requests])[:-1]
+        return [(runtime, part) for part in np.split(whole, ends)]
 
 
 def _load(files: Files, name: str, version: int) -> Runtime:
@@ -167,38 +212,7 @@ def _load(files: Files, name: str, version: int) -> Runtime:
 
 def _types(schema: Schema) -> list[tuple[Any, ...]]:
     """What a request's columns must be; ranges and categories may differ between versions."""
-    return [(c.name, c.kind, c.shape) for c in schema.columns]
-
-
-class _RefusedError(Exception):
-    def __init__(self, status: int, text: str) -> None:
-        self.status = status
-        super().__init__(text)
-
-
-async def _read_rows(request: Request) -> list[dict[str, Any]]:
-    """The rows of a body ``{"rows": [...]}``.
-
-    Raises:
-        _RefusedError: with the HTTP status, when the body is too large or of another form.
-    """
-    limit = f"a body has at most {MAX_BODY_BYTES} bytes"
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise _RefusedError(413, f"{limit}, but this has {declared}: send fewer rows")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _RefusedError(413, f"{limit}: send fewer rows")
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise _RefusedError(422, f"the body must be JSON: {error}") from None
-    rows = value.get("rows") if isinstance(value, dict) else None
-    if not isinstance(rows, list) or not rows or set(value) != {"rows"}:
-        raise _RefusedError(422, 'the body must be {"rows": [{...}, ...]} with at least one row')
-    return rows
+    return [(c.name, c.kind, c.shape, c.longest) for c in schema.columns]
 
 
 def _length(columns: Columns) -> int:
@@ -208,14 +222,3 @@ def _length(columns: Columns) -> int:
 def _rows_of(requests: list[Any]) -> int:
     """A request counts as many as its rows, so that a batch is bounded in rows."""
     return sum(_length(columns) for columns in requests)
-
-
-def _body(schema: Schema) -> dict[str, Any]:
-    """The request's type for the OpenAPI page; the endpoint checks it in one pass of NumPy."""
-    body = {
-        "type": "object",
-        "properties": {"rows": {"type": "array", "minItems": 1, "items": row_schema(schema)}},
-        "required": ["rows"],
-        "additionalProperties": False,
-    }
-    return {"required": True, "content": {"application/json": {"schema": body}}}

@@ -9,25 +9,32 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import httpx
 import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import EndpointError, ServingError
-from lepton_ray.serving import follower
+from lepton_ray.serving import follower, keys
 from lepton_ray.serving.app import application
+from lepton_ray.serving.client import Client
+from lepton_ray.serving.follower import KeySource
+from lepton_ray.serving.guard import needs_keys
 from lepton_ray.tracking import registry
-
-QUERY_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
 class Live:
     url: str
+    key: str | None
+    """For this process to check the endpoint; it ends with it. None where none is needed."""
+
+    def client(self) -> Client:
+        """One that is let in."""
+        return Client(self.url, self.key)
 
     def keep(self, say: Callable[[str], None]) -> None:
         """Until Ctrl-C."""
@@ -58,13 +65,13 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
     """What a reference names, over HTTP, for the time of the block; an alias is followed.
 
     Raises:
-        ServingError: when the port is taken.
+        ServingError: when the port is taken, or keys are needed and there are none.
         EndpointError: when the application does not become healthy.
     """
+    source, key = _keys(config)
     if not serve.status().proxies:  # else the port is taken by the Serve that will answer
         check_port(config.host, config.port)
     version = registry.resolve(reference)
-    folder = version.folder()
     serve.start(http_options={"host": config.host, "port": config.port})
     connected = serve.context._get_global_client()
     assert connected is not None
@@ -74,40 +81,55 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
             f"Serve on this cluster listens at {listening.host}:{listening.port} already, and "
             f"cannot at {config.host}:{config.port} too: set serve.host and serve.port to those"
         )
-    following = follower.start(reference, version)
+    following, files = follower.start(reference, version, source)
     try:
         try:
             serve.run(
-                application(following, folder, version.name, config),
+                application(following, version.name, config),
                 name=version.name,
                 route_prefix="/",
-                logging_config=LoggingConfig(enable_access_log=False),
+                # Serve's own access log would name paths, and know no keys: `guard` writes ours.
+                logging_config=LoggingConfig(encoding="JSON", enable_access_log=False),
             )
         except RuntimeError as error:
             raise EndpointError(f"{reference} did not start: {error}") from error
-        yield Live(f"http://{config.host}:{config.port}")
+        yield Live(f"http://{_reachable(config.host)}:{config.port}", key)
     finally:
         serve.delete(version.name)
         ray.kill(following)
+        del files
 
 
-def query(url: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Send rows to ``/predict``.
+def _keys(config: Serve) -> tuple[KeySource | None, str | None]:
+    """Where an endpoint's keys are, and one more for this process; Nones where none are needed.
 
     Raises:
-        EndpointError: for anything but a 200.
+        ServingError: when keys are needed and the file has none, or cannot be used.
     """
+    if not needs_keys(config.host, config.keys):
+        return None, None
+    path = Path(config.keys or keys.DEFAULT_FILE).absolute()
     try:
-        response = httpx.post(f"{url}/predict", json={"rows": rows}, timeout=QUERY_TIMEOUT_S)
-    except httpx.HTTPError as error:
-        raise EndpointError(f"{url} does not answer: {error}") from error
-    if response.status_code != 200:
-        raise EndpointError(f"{url} answers {response.status_code}: {response.text[:500]}")
-    value: dict[str, Any] = response.json()
-    return value
+        if not keys.read(path):
+            raise ServingError(f"the key file {path} has none: lepton-ray keys create NAME")
+    except ServingError as error:
+        why = "serve.keys is set" if config.keys else "it is not loopback"
+        raise ServingError(f"an endpoint on {config.host} needs keys, as {why}: {error}") from error
+    key, entry = keys.make("lepton-ray itself", ("predict",), None)
+    return KeySource(path, (entry,)), key
 
 
-def curl(url: str, row: dict[str, Any]) -> str:
-    """A line that sends one row when pasted into a shell."""
+def _reachable(host: str) -> str:
+    """The host for a URL: an address that means all of them can be listened at, not called."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+def curl(live: Live, row: dict[str, Any]) -> str:
+    """A line that sends one row when pasted into a shell; a key is taken from ``$KEY``."""
     body = json.dumps({"rows": [row]}, separators=(",", ":"))
-    return f"curl -s {url}/predict -H 'content-type: application/json' -d {shlex.quote(body)}"
+    key = ' -H "authorization: Bearer $KEY"' if live.key else ""
+    return (
+        f"curl -s {live.url}/predict -H 'content-type: application/json'{key} "
+        f"-d {shlex.quote(body)}"
+    )

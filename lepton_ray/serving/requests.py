@@ -17,6 +17,8 @@ from lepton_ray.errors import InputError
 
 Columns = dict[str, npt.NDArray[np.generic]]
 SHOWN = 80  # characters of a wrong value that an error repeats
+MAX_PROBLEMS = 100  # told at once; a body of millions must not make as many
+MAX_CATEGORY = 1000  # characters of a category never seen: NumPy gives every row the longest's room
 
 
 class Answer(BaseModel):
@@ -60,7 +62,7 @@ class Problem:
 
 
 class RowsError(InputError):
-    """Rows that do not fit the model's columns; lists every problem."""
+    """Rows that do not fit the model's columns; lists the first `MAX_PROBLEMS`."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
@@ -74,22 +76,24 @@ def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
     """Column name -> values [n, ...] of rows that fit the schema.
 
     Raises:
-        RowsError: naming row, field, rule and value of everything that does not fit.
+        RowsError: naming row, field, rule and value of what does not fit.
     """
     problems: list[Problem] = []
     known = {c.name for c in schema.columns}
+    unknown = f"no such field; known: {', '.join(sorted(known))}"
     values: dict[str, list[Any]] = {c.name: [] for c in schema.columns}
     for position, row in enumerate(rows):
+        if len(problems) >= MAX_PROBLEMS:
+            break
         if not isinstance(row, Mapping):
             problems.append(Problem(position, "", "a row is an object", _shown(row)))
             continue
-        for name in sorted(row.keys() - known, key=str):
-            rule = f"no such field; known: {', '.join(sorted(known))}"
-            problems.append(Problem(position, str(name), rule, _shown(row[name])))
+        for name in sorted(row.keys() - known, key=str)[:MAX_PROBLEMS]:
+            problems.append(Problem(position, str(name)[:SHOWN], unknown, _shown(row[name])))
         for column in schema.columns:
             values[column.name].append(_value(column, row, position, problems))
     if problems:
-        raise RowsError(problems)
+        raise RowsError(problems[:MAX_PROBLEMS])
     # In an array of str every text would take the room of the longest.
     kinds = {c.name: np.object_ if c.kind == "text" else None for c in schema.columns}
     return {name: np.array(column, kinds[name]) for name, column in values.items()}
@@ -116,8 +120,11 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
 def _image_problem(column: Column, value: Any) -> str:
     rule = f"an image is numbers in nested lists of shape {list(column.shape)}"
     try:
-        array = np.asarray(value)
-    except ValueError:
+        # As objects first: a text among the numbers would give each of them its own length.
+        array = value if isinstance(value, np.ndarray) else np.asarray(value, object)
+        if array.dtype == object and array.shape == column.shape:
+            array = np.asarray(array.tolist()) if _all_numbers(array) else array
+    except (ValueError, OverflowError):
         return rule
     if array.shape != column.shape or array.dtype.kind not in "biuf":
         return rule
@@ -127,6 +134,11 @@ def _image_problem(column: Column, value: Any) -> str:
     if low is not None and high is not None and (array.min() < low or array.max() > high):
         return f"the numbers of an image lie between {low:g} and {high:g}"
     return ""
+
+
+def _all_numbers(array: npt.NDArray[np.object_]) -> bool:
+    types = {type(v) for v in array.flat}
+    return all(issubclass(t, int | float | np.number | np.bool_) for t in types)
 
 
 def _number_problem(column: Column, value: Any) -> str:
@@ -139,7 +151,11 @@ def _number_problem(column: Column, value: Any) -> str:
 
 
 def _category_problem(column: Column, value: Any) -> str:
-    return "" if isinstance(value, str) else "must be a text"
+    if not isinstance(value, str):
+        return "must be a text"
+    if len(value) > MAX_CATEGORY and value not in column.categories:
+        return f"must be a text of at most {MAX_CATEGORY} characters"
+    return ""
 
 
 def _text_problem(column: Column, value: Any) -> str:

@@ -99,6 +99,12 @@ class CheckpointFolder:
                 logger.warning("skipping a checkpoint: %s", error)
         return None
 
+    def drop_after(self, step: int) -> None:
+        """Remove those of later steps."""
+        for saved in self.list():
+            if saved.step > step:
+                self._remove(saved.path)
+
     def list(self) -> list[Saved]:
         """Checkpoints that have a manifest, oldest first; their bytes are not checked."""
         selector = pafs.FileSelector(self._root, allow_not_found=True)

@@ -12,10 +12,14 @@ tests/ray fails when a name goes away.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -42,7 +46,9 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from lepton_ray.training import elasticity
+from lepton_ray.training.crew import Crew
 from lepton_ray.training.elasticity import Failure, NodeView
+from lepton_ray.training.membership.coordinator import Coordinator
 
 POLL_S = 0.25  # Ray's 2 s would be paid at every start, end and failure
 LOOK_S = 1.0  # between two looks at the nodes
@@ -65,22 +71,29 @@ class _Group(WorkerGroup):
         self._worker_group_start_timeout_s = START_TIMEOUT_S
 
 
-class _Backend(_TorchBackend):
+class _WithGroup(_TorchBackend):
     def on_shutdown(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the processes end next, and replicas that wait for a lost one would hold up a
         tidy end for 30 s."""
 
 
+class _NoGroup(ray.train.backend.Backend):
+    """Live replicas form their own groups."""
+
+
+@dataclass
 class Backend(TorchConfig):
-    """Ray Train's torch backend with a quick end."""
+    """Ray Train's torch backend with a quick end, or none."""
+
+    live: bool = False
 
     @property
-    def backend_cls(self) -> type[_Backend]:
-        return _Backend
+    def backend_cls(self) -> Any:
+        return _NoGroup if self.live else _WithGroup
 
 
 class Scaling(ScalingPolicy):
-    """Sizes the group from the nodes as they are now."""
+    """Sizes the group from the nodes as they are now, and sees to the live replicas."""
 
     def bind(self, controller: Controller) -> None:
         self._controller = controller
@@ -93,7 +106,7 @@ class Scaling(ScalingPolicy):
         self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
         limits = self.scaling_config
         size = elasticity.decide_start(
-            self._nodes(), self._each, minimum=limits.min_workers, maximum=limits.max_workers
+            self._make_room(), self._each, minimum=limits.min_workers, maximum=limits.max_workers
         )
         return NoopDecision() if size is None else self._resize(size)
 
@@ -105,19 +118,25 @@ class Scaling(ScalingPolicy):
             assert self._pausing_since is not None
             waited = time.monotonic() - self._pausing_since
             if self.paused or waited > PAUSE_TIMEOUT_S:
+                self._make_room()
                 return self._resize(self._planned.size)
             return NoopDecision()
         if time.monotonic() - self._looked_at < LOOK_S:
             return NoopDecision()
         self._looked_at = time.monotonic()
+        nodes, live = self._nodes(), 0
+        if self._controller.crew is not None:
+            self._controller.crew.keep(nodes)
+            live = self._controller.crew.staying(nodes)
         current = worker_group_state.num_workers
         limits = self.scaling_config
         self._planned = elasticity.decide_resize(
-            self._nodes(),
+            nodes,
             self._each,
             current=current,
             minimum=limits.min_workers,
             maximum=limits.max_workers,
+            live=live,
         )
         if self._planned is not None:
             self._pausing_since = time.monotonic()
@@ -140,6 +159,13 @@ class Scaling(ScalingPolicy):
     def _get_num_workers_for_resource_request(self) -> int:
         return int(self.scaling_config.max_workers)
 
+    def _make_room(self) -> list[NodeView]:
+        """The nodes, from which live replicas go that are in the group's way."""
+        nodes = self._nodes()
+        if self._controller.crew is not None:
+            self._controller.crew.make_room(nodes, self.scaling_config.min_workers)
+        return nodes
+
     def _nodes(self) -> list[NodeView]:
         group = self._controller.get_worker_group()
         workers = group.get_workers() if group and group.has_started() else []
@@ -147,6 +173,7 @@ class Scaling(ScalingPolicy):
         draining = ray._private.state.state.get_draining_nodes()
         return [
             NodeView(
+                id=node["NodeID"],
                 free=free.get(node["NodeID"], {}),
                 ours=sum(worker.metadata.node_id == node["NodeID"] for worker in workers),
                 draining=node["NodeID"] in draining,
@@ -213,6 +240,20 @@ def replica_error(error: Exception) -> ReplicaError | None:
     return ReplicaError(0, str(error), connection=False, fatal=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LiveReplicas:
+    """What a run with live replicas has beside Ray Train's group."""
+
+    minimum: int
+    """Workers of Ray Train's group."""
+    size: int
+    """Live replicas at most."""
+    each: dict[str, float]
+    """Resources of one."""
+    work: Callable[[dict[str, Any]], Any]
+    config: dict[str, Any]
+
+
 class Controller(TrainController):
     """Ray Train's controller with our policies, and a mailbox for what replicas report.
 
@@ -222,8 +263,21 @@ class Controller(TrainController):
 
     worker_group_cls = _Group
 
-    def __init__(self, **kwargs: Any) -> None:
-        self._events: list[dict[str, Any]] = []
+    def __init__(self, live: LiveReplicas | None, **kwargs: Any) -> None:
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.crew: Crew | None = None
+        self._coordinator: Coordinator | None = None
+        if live is not None:
+            self._secret = secrets.token_bytes(32)
+            self._coordinator = Coordinator(
+                ray.util.get_node_ip_address(),
+                self._secret,
+                minimum=live.minimum,
+                tell=self._events.put,
+            )
+            self.crew = Crew(
+                live.size, live.each, live.work, live.config, self._coordinator, self.tell
+            )
         self.last_step = 0
         self._scaling: Scaling = kwargs["scaling_policy"]
         self._scaling.bind(self)
@@ -243,15 +297,36 @@ class Controller(TrainController):
             self.last_step = event["step"]
         if event["kind"] == "paused":
             self._scaling.paused = True
-        self._events.append(event)
+        self._events.put(event)
 
     def tell(self, **event: Any) -> None:
         """An event of the controller itself."""
-        self._events.append({**event, "at": time.time()})
+        self._events.put({**event, "at": time.time()})
+
+    def meeting_point(self) -> tuple[tuple[str, int, int], bytes]:
+        """Where the replicas of a live membership meet, and the run's secret."""
+        assert self._coordinator is not None
+        return self._coordinator.address, self._secret
+
+    async def run(self) -> None:
+        try:
+            await super().run()  # type: ignore[no-untyped-call]
+        finally:
+            if self.crew is not None and self._coordinator is not None:
+                self.crew.stop()
+                self._coordinator.close()
+
+    async def _run_control_loop_iteration(self) -> None:
+        before = self.get_state()
+        await super()._run_control_loop_iteration()  # type: ignore[no-untyped-call]
+        if self.get_state() is before:
+            # No room for the group. Ray looks again at once, and in a loop that never waits
+            # replicas and the driver are not heard.
+            await asyncio.sleep(POLL_S)
 
     def drain(self) -> list[dict[str, Any]]:
         """The events since the last call, in the order they were sent."""
-        events, self._events = self._events, []
+        events = [self._events.get() for _ in range(self._events.qsize())]
         return sorted(events, key=lambda event: event["at"])
 
 
@@ -265,11 +340,13 @@ class Trainer(TorchTrainer):
         self,
         *args: Any,
         controller_name: str,
+        live: LiveReplicas | None,
         on_event: Callable[[dict[str, Any]], None],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._controller_name = controller_name
+        self._live = live
         self._on_event = on_event
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
@@ -284,7 +361,7 @@ class Trainer(TorchTrainer):
             options["runtime_env"] = {"env_vars": variables}
         kwargs["scaling_policy"] = Scaling(self.scaling_config)  # type: ignore[arg-type]
         kwargs["failure_policy"] = Failures(self.run_config.failure_config)  # type: ignore[arg-type]
-        controller: Any = ray.remote(**options)(Controller).remote(**kwargs)
+        controller: Any = ray.remote(**options)(Controller).remote(live=self._live, **kwargs)
         try:
             run = controller.run.remote()
             ended: list[Any] = []

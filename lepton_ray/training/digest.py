@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +43,14 @@ def first_broken_link(ours: list[tuple[int, str]], theirs: list[tuple[int, str]]
         longer = max(ours, theirs, key=len)
         return longer[min(len(ours), len(theirs))][0]
     return None
+
+
+def outvoted(links: Sequence[str]) -> list[int]:
+    """Ranks whose link is not that of more than half of all; none where no link has so many."""
+    link, votes = Counter(links).most_common(1)[0]
+    if 2 * votes <= len(links):
+        return []
+    return [rank for rank, other in enumerate(links) if other != link]
 
 
 def first_difference(digests: list[list[str]], names: list[str]) -> str | None:

@@ -15,10 +15,11 @@ MAX_STUCK = 3  # deaths in a row without one step done: the cause does not go aw
 class NodeView:
     """One living node as the controller sees it."""
 
+    id: str
     free: Mapping[str, float]
     """Resources nobody holds."""
     ours: int
-    """Workers of this group on it."""
+    """Workers of Ray Train's group on it."""
     draining: bool
     """It will be taken away (a spot notice, an autoscaler that shrinks)."""
 
@@ -47,18 +48,23 @@ def decide_resize(
     current: int,
     minimum: int,
     maximum: int,
+    live: int,
 ) -> Resize | None:
     """Whether a running group should pause and go on at another size.
 
-    A worker on a draining node leaves while the others have room for the minimum; else the group
-    stays together until the node is gone. More room means a larger group.
+    A worker on a draining node leaves while the others have room for the minimum, or go on without
+    the group; else it stays together until the node is gone. More room means a larger group.
+
+    Args:
+        live: live replicas that train on nodes that stay.
     """
     room = min(maximum, possible_workers(nodes, each))
     leaving = sum(node.ours for node in nodes if node.draining)
     if leaving:
-        if room < minimum:
+        if room < minimum and not live:
             return None
-        return Resize(size=room, reason=f"{leaving} of {current} workers on a draining node")
+        size = max(minimum, room)
+        return Resize(size=size, reason=f"{leaving} of {current} workers on a draining node")
     if room > current:
         return Resize(size=room, reason=f"room for {room} workers")
     return None
@@ -102,7 +108,8 @@ def decide_failure(failure: Failure, earlier: Sequence[Failure]) -> Verdict:
     if failure.exception:
         if failure in earlier:
             return Verdict(retry=False, reason=f"the same exception twice at step {failure.step}")
-        return Verdict(retry=True, reason="an exception, tried once more")
+        last = failure.exception.strip().splitlines()[-1]
+        return Verdict(retry=True, reason=f"an exception, tried once more: {last}")
     stuck = [f for f in earlier if not f.exception and f.step >= failure.step]
     if len(stuck) >= MAX_STUCK:
         return Verdict(

@@ -6,10 +6,10 @@ The split is cut into chunks of fixed size, and a replica evaluates some of them
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lepton_ray.data.dataset import Samples
+from lepton_ray.training.membership import Peers
 from lepton_ray.training.shards import block
 
 CHUNK = 256  # samples of one forward pass; part of what the bytes depend on, so it is fixed
@@ -22,11 +22,11 @@ def outputs(
     *,
     width: int,
     device: torch.device,
-    group: dist.ProcessGroup | None = None,
+    peers: Peers,
 ) -> Tensor:
-    """[n, width] The model's outputs for a split, on every replica. Collective over ``group``."""
+    """[n, width] The model's outputs for a split, on every replica. Collective over ``peers``."""
     chunks = -(-len(samples) // CHUNK)
-    replica, replicas = (group.rank(), group.size()) if group else (0, 1)
+    replica, replicas = peers.rank, peers.size
     mine = (
         block(replica, replicas, chunks)
         if replicas <= chunks
@@ -39,6 +39,5 @@ def outputs(
         rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         whole[rows] = model(torch.from_numpy(samples.x[rows]).to(device)).float()
     model.train(was_training)
-    if group is not None and replicas > 1:
-        dist.all_reduce(whole, group=group)  # every row is zero but on one replica: exact
+    peers.add(whole)  # every row is zero but on one replica: exact
     return whole

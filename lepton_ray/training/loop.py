@@ -1,7 +1,10 @@
 """What one replica does, from start or checkpoint to the last epoch.
 
-The same loop runs in a worker of Ray Train, in a trial of a study and in a plain process; what
-differs is given: the process group, where checkpoints go and who is told.
+The same loop runs in a worker of Ray Train, in a live replica, in a trial of a study and in a plain
+process; what differs is given: the membership, where checkpoints go and who is told.
+
+What a step or an epoch changes, it changes on every replica or on none: all that is exchanged comes
+before the first change. So a replica that is lost costs the others the step they are in, at most.
 """
 
 from __future__ import annotations
@@ -10,10 +13,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lepton_ray import models
@@ -23,6 +25,14 @@ from lepton_ray.data.order import key, shard_indices, steps_per_epoch
 from lepton_ray.errors import DataError, DivergenceError, ExperimentError, TrainingError
 from lepton_ray.training import allocator, determinism, digest, evaluation
 from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
+from lepton_ray.training.membership import (
+    DoubtError,
+    Entry,
+    Fixed,
+    LostPeerError,
+    Membership,
+    OutvotedError,
+)
 from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.optimization import build_optimizer
 from lepton_ray.training.profiler import Profiler
@@ -32,19 +42,22 @@ from lepton_ray.training.tasks import task_of
 
 Report = Callable[[dict[str, Any]], None]
 PROGRESS_S = 0.5  # between two progress reports
-PAUSE_S = 60
+
+
+def _silent(event: dict[str, Any]) -> None:
+    """Nobody is told."""
 
 
 class Replica:
     """One copy of the model in training.
 
     Args:
-        group: the replicas' process group; None for a single replica.
+        membership: who trains together; a single replica by default.
         checkpoints: where to save and resume; None saves nothing.
         report: gets events as plain dicts, on replica 0 only.
         epochs: where to stop, if before ``train.epochs``; the schedule stays that of the whole run.
-        should_pause: asked after every step on replica 0; once true, it saves, reports, and waits
-            to be ended.
+
+    Building one waits until it is part of a generation and holds its state.
     """
 
     def __init__(
@@ -53,11 +66,10 @@ class Replica:
         dataset: Dataset,
         *,
         device: torch.device | None = None,
-        group: dist.ProcessGroup | None = None,
+        membership: Membership | None = None,
         checkpoints: CheckpointFolder | None = None,
         epochs: int | None = None,
-        report: Report = lambda event: None,
-        should_pause: Callable[[], bool] = lambda: False,
+        report: Report | None = None,
     ) -> None:
         train = experiment.train
         self.experiment = experiment
@@ -67,19 +79,17 @@ class Replica:
         self.device = device or torch.device("cpu")
         self.profile = determinism.configure(train, self.device)
         allocator.keep_freed_memory()
-        self._group = group
-        self._first = group is None or group.rank() == 0
-        self._report = report if self._first else lambda event: None
-        self._should_pause = should_pause
+        self._membership = membership or Fixed()
+        self._tell = report or _silent
+        self._report: Report = _silent  # until it is replica 0
         self._checkpoints = checkpoints
-        self._checkpointer = (
-            Checkpointer(checkpoints, self._report) if checkpoints and self._first else None
-        )
-        profiled = train.profile if self._first else None
-        self._profiler = Profiler(profiled, self.device, report) if profiled else None
+        self._checkpointer: Checkpointer | None = None
+        self._profiler: Profiler | None = None
         self._saved_at = time.monotonic()
         self._saved_step = 0
-        self._reported_first_step = False
+        self._has_state = False
+        self._told_at = time.monotonic()
+        self._stepped_at: float | None = None
         self.epoch_steps = steps_per_epoch(len(dataset.train), train.batch)
         if self.epoch_steps == 0:
             raise DataError(
@@ -87,9 +97,7 @@ class Replica:
                 f"{len(dataset.train)} samples: set a smaller batch"
             )
         self.total_steps = train.epochs * self.epoch_steps
-        self._compare_profiles()
         self.state = self._initial_state()
-        self._resume()
         self._step = TrainStep(
             self.state,
             train,
@@ -97,8 +105,8 @@ class Replica:
             loss=self._task.loss,
             fetch=self._fetch,
             device=self.device,
-            group=group,
         )
+        self._join()
 
     def _initial_state(self) -> TrainState:
         train, dataset = self.experiment.train, self.dataset
@@ -116,58 +124,104 @@ class Replica:
         averaged = averaged_copy(model) if train.ema is not None else None
         return TrainState(model=model, optimizer=optimizer, averaged=averaged)
 
-    def _compare_profiles(self) -> None:
-        """All replicas compute alike, or their bytes would drift apart. Collective.
+    def _join(self, *, done: bool = False) -> bool:
+        """Become part of the next generation; False when the run has ended instead."""
+        profile = self.profile.to_json() if self.experiment.train.exact else None
+        while True:
+            progress = (self.state.step, self.epoch) if self._has_state else None
+            entry = self._membership.enter(profile, progress, done=done)
+            if entry is None:
+                return False
+            try:
+                self._take_part(entry)
+                return True
+            except LostPeerError:
+                self._part()
+                if not self._membership.lasting:
+                    raise
 
-        Raises:
-            DivergenceError: naming what differs.
-        """
-        if self._group is None or self._group.size() == 1 or not self.experiment.train.exact:
+    def _take_part(self, entry: Entry) -> None:
+        self.peers = entry.peers
+        self._step.join(self.peers)
+        if entry.restore and self.peers.rank == entry.source:
+            self._restore()
+        if self.peers.rank == entry.source:
+            for rank in entry.behind:
+                self.peers.send(self.state.to_bytes(), rank)
+        elif self.peers.rank in entry.behind:
+            self.state.from_bytes(self.peers.receive(entry.source))
+        self._has_state = True
+        if self.peers.rank == 0:
+            self._take_charge(restored=entry.restore)
+        else:
+            self._report, self._checkpointer, self._profiler = _silent, None, None
+        self._pace = (time.monotonic(), self.state.step)
+        self._first_step = True
+        self._report(
+            {
+                "kind": "start",
+                "step": self.state.step,
+                "steps": self.total_steps,
+                "replicas": self.peers.size,
+                "pid": os.getpid(),
+                "profile": self.profile.to_json(),
+            }
+        )
+
+    def _part(self) -> None:
+        """Let the generation go, so that those who still wait in it are told."""
+        self._step.leave()
+        self.peers.close()
+
+    def _take_charge(self, *, restored: bool) -> None:
+        """Replica 0 reports and saves; when it is lost, the next one is replica 0."""
+        if self._report is self._tell and self._report is not _silent:
             return
-        profiles: list[Any] = [None] * self._group.size()
-        dist.all_gather_object(profiles, self.profile.to_json(), group=self._group)
-        for replica, profile in enumerate(profiles):
-            differing = determinism.differences(profiles[0], profile)
-            if differing:
-                raise DivergenceError(
-                    f"replica {replica} computes unlike replica 0 ({'; '.join(differing)}): use "
-                    "one kind of machine, or set train.exact: false"
-                )
+        self._report = self._tell
+        if self._checkpoints:
+            self._checkpointer = Checkpointer(self._checkpoints, self._report)
+            self._saved_at, self._saved_step = time.monotonic(), self.state.step
+        if self.experiment.train.profile:
+            self._profiler = Profiler(self.experiment.train.profile, self.device, self._report)
+        if self.state.history and not restored:  # the one before may not have come to it
+            self._report_epoch()
 
-    def _resume(self) -> None:
+    def _restore(self) -> None:
         """Go on from the last whole checkpoint, if there is one.
 
         Raises:
             DivergenceError: when it was made with other numerics.
         """
         found = self._checkpoints.load_last() if self._checkpoints else None
-        if found is not None:
-            differing = determinism.differences(self.profile.to_json(), found[1]["profile"])
-            if differing and self.experiment.train.exact:
-                raise DivergenceError(
-                    f"the checkpoint of step {found[1]['step']} was made with other numerics "
-                    f"({'; '.join(differing)}): resume on the same kind of machine, or set "
-                    "train.exact: false"
-                )
-            self.state.load(*found)
-            self._saved_step = self.state.step
-        self._report(
-            {
-                "kind": "start",
-                "step": self.state.step,
-                "steps": self.total_steps,
-                "replicas": self._group.size() if self._group else 1,
-                "pid": os.getpid(),
-                "profile": self.profile.to_json(),
-            }
-        )
+        if found is None:
+            return
+        differing = determinism.differences(self.profile.to_json(), found[1]["profile"])
+        if differing and self.experiment.train.exact:
+            raise DivergenceError(
+                f"the checkpoint of step {found[1]['step']} was made with other numerics "
+                f"({'; '.join(differing)}): resume on the same kind of machine, or set "
+                "train.exact: false"
+            )
+        self.state.load(*found)
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """Train, one epoch at a time; yields what the epoch measured (on every replica)."""
         if self.finished:
             yield self.state.history[-1]
-        while not self.finished:
-            yield self._epoch()
+        while True:
+            try:
+                if self.finished:
+                    if not self._join(done=True):
+                        break
+                elif self.state.step < (self.epoch + 1) * self.epoch_steps:
+                    self.advance()
+                else:
+                    yield self._end_epoch()
+            except LostPeerError:
+                self._part()
+                if not self._membership.lasting:
+                    raise
+                self._join()
         if self._checkpointer:
             self._checkpointer.wait()
         if self._profiler:
@@ -186,24 +240,8 @@ class Replica:
         stopped = stop is not None and self.state.best_epoch >= 0 and waited >= stop.patience
         return stopped or self.epoch >= self._epochs
 
-    def _epoch(self) -> dict[str, float]:
-        start, first_step = time.monotonic(), self.state.step
-        told_at = start
-        end = (self.epoch + 1) * self.epoch_steps
-        while self.state.step < end:
-            self.advance()
-            now = time.monotonic()
-            if now - told_at >= PROGRESS_S:
-                told_at = now
-                rate = (self.state.step - first_step) / (now - start)
-                self._report(
-                    {
-                        "kind": "progress",
-                        "step": self.state.step,
-                        "steps": self.total_steps,
-                        "steps_per_s": rate,
-                    }
-                )
+    def _end_epoch(self) -> dict[str, float]:
+        """Measure the epoch, and count it."""
         metrics = self.measure()
         if not math.isfinite(metrics["train_loss"]):
             raise TrainingError(
@@ -212,28 +250,67 @@ class Replica:
             )
         self.state.history.append(metrics)
         self._keep_best(metrics)
-        self._report(
-            {
-                "kind": "epoch",
-                "epoch": self.epoch,
-                "step": self.state.step,
-                "metrics": metrics,
-                "seconds": time.monotonic() - start,
-            }
-        )
+        self._report_epoch()
+        self._pace = (time.monotonic(), self.state.step)
         if self.finished:
             self._save(force=True)
         return metrics
 
+    def _report_epoch(self) -> None:
+        self._report(
+            {
+                "kind": "epoch",
+                "epoch": self.epoch,
+                "step": self.epoch * self.epoch_steps,
+                "metrics": self.state.history[-1],
+            }
+        )
+
     def advance(self) -> None:
-        """One step and what follows it: digest, checkpoint, a pause that was asked for."""
-        self._step.run()
+        """One step and what follows it: digest, checkpoint, a change of the generation."""
+        began, waited = time.monotonic(), self.peers.waited_s
+        self._step.run(wish=self._membership.change_wished())
+        own_s = time.monotonic() - began - (self.peers.waited_s - waited)
+        self._membership.note_pace(own_s / self._step.hosted)
         if self._profiler:
             self._profiler.step()
-        if not self._reported_first_step:
-            self._reported_first_step = True
-            self._report({"kind": "first_step", "step": self.state.step})
-        self._after_step()
+        now = time.monotonic()
+        if self._first_step:
+            self._first_step = False
+            stood = None if self._stepped_at is None else now - self._stepped_at
+            self._report({"kind": "first_step", "step": self.state.step, "stood_still_s": stood})
+        self._stepped_at = now
+        train = self.experiment.train
+        if self.state.step % train.digest_every == 0 or self.state.step == self.total_steps:
+            self._link_digest()
+        self._save(force=False)
+        self._report_progress()
+        if self._step.wished and self.state.step < self.total_steps:
+            self._change()
+
+    def _change(self) -> None:
+        """On to the next generation; a replica that leaves saves what might be lost with it."""
+        if self._membership.leaving:
+            if self._checkpointer:
+                self._save(force=True)
+                self._checkpointer.wait()
+            self._tell({"kind": "paused", "step": self.state.step})
+        self._join()
+
+    def _report_progress(self) -> None:
+        started, first_step = self._pace
+        now = time.monotonic()
+        if now - self._told_at < PROGRESS_S:
+            return
+        self._told_at = now
+        self._report(
+            {
+                "kind": "progress",
+                "step": self.state.step,
+                "steps": self.total_steps,
+                "steps_per_s": (self.state.step - first_step) / max(now - started, 1e-9),
+            }
+        )
 
     def measure(self) -> dict[str, float]:
         """What an epoch reports. Collective.
@@ -248,7 +325,7 @@ class Replica:
             validation,
             width=self.dataset.schema.outputs,
             device=self.device,
-            group=self._group,
+            peers=self.peers,
         )
         measured = self._task.measure(self._task.answers(outputs), validation.y)
         return {
@@ -269,22 +346,6 @@ class Replica:
         if values[-1] < min(values[:-1], default=math.inf):
             self.state.keep_best(len(values) - 1)
 
-    def _after_step(self) -> None:
-        train, state = self.experiment.train, self.state
-        if state.step % train.digest_every == 0 or state.step == self.total_steps:
-            self._link_digest()
-        self._save(force=False)
-        if self._checkpointer and self._should_pause() and state.step < self.total_steps:
-            self._pause(self._checkpointer)
-
-    def _pause(self, checkpointer: Checkpointer) -> None:
-        """Hold the whole group at this step: the others cannot finish the next one without us,
-        and a step that is not finished changes nothing."""
-        self._save(force=True)
-        checkpointer.wait()
-        self._report({"kind": "paused", "step": self.state.step})
-        time.sleep(PAUSE_S)  # ended meanwhile; if not, training goes on
-
     def _link_digest(self) -> None:
         """Extend the chain with this step's gradients and weights, and compare over replicas."""
         state = self.state
@@ -292,25 +353,38 @@ class Replica:
         gradients = self._step.reduced_gradients()
         link = digest.link(state.digest, state.step, [*gradients, *weights.values()])
         state.links.append((state.step, link))
-        if self._group is not None and self._group.size() > 1:
-            mine = torch.tensor(list(bytes.fromhex(link)), dtype=torch.uint8)
-            everyone = torch.empty(self._group.size() * 32, dtype=torch.uint8, device=self.device)
-            dist.all_gather_single(everyone, mine.to(self.device), group=self._group)
-            rows = everyone.view(-1, 32)
+        if self.peers.size > 1:
+            rows = self.peers.gather(torch.tensor(list(bytes.fromhex(link)), dtype=torch.uint8))
             if bool((rows != rows[0]).any()):
-                self._name_divergence(weights, gradients)
+                self._settle(rows, weights, gradients)
         self._report({"kind": "digest", "step": state.step, "digest": link})
 
-    def _name_divergence(self, weights: dict[str, Tensor], gradients: list[Tensor]) -> None:
+    def _settle(
+        self, links: Tensor, weights: dict[str, Tensor], gradients: list[Tensor]
+    ) -> NoReturn:
+        """Replicas hold different bytes: most are believed, and go on without the others.
+
+        Raises:
+            OutvotedError: in a replica that differs from more than half of all.
+            DoubtError: in the others, which go back to before the difference.
+            DivergenceError: in all, where nobody can be outvoted or nobody could go on.
+        """
         names = [*(f"gradient {i}" for i in range(len(gradients))), *weights]
         mine = [digest.state_sha256({"": t}) for t in (*gradients, *weights.values())]
-        rows: list[Any] = [None] * self._group.size()  # type: ignore[union-attr]
-        dist.all_gather_object(rows, mine, group=self._group)
-        tensor = digest.first_difference(rows, names)
-        raise DivergenceError(
+        tensor = digest.first_difference(self.peers.gather_json(mine), names)
+        what = (
             f"replicas hold different bytes at step {self.state.step}, first in {tensor}: a "
             "replica's hardware or a model that keeps state outside its parameters and buffers"
         )
+        wrong = digest.outvoted([bytes(row.tolist()).hex() for row in links])
+        if not wrong or not self._membership.lasting:
+            raise DivergenceError(what)
+        if self.peers.rank in wrong:
+            raise OutvotedError(f"{what}; {self.peers.size - len(wrong)} others agree")
+        if self._checkpoints and self.peers.rank == min(set(range(self.peers.size)) - set(wrong)):
+            checked = [step for step, _ in self.state.links[:-1]]
+            self._checkpoints.drop_after(checked[-1] if checked else -1)
+        raise DoubtError(what)
 
     def _save(self, *, force: bool) -> None:
         if self._checkpointer is None:

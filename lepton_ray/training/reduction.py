@@ -9,11 +9,12 @@ bytes are those of a ring all-reduce when blocks are subtrees; see docs/elastic.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from lepton_ray.training.membership import Peers
 from lepton_ray.training.shards import Node, block, combine, covering
 
 BUCKET_BYTES = 4 << 20  # large enough to hide latency, small enough to overlap with the backward
@@ -25,16 +26,15 @@ class Reduction:
     Args:
         numels: elements of each tensor of the bucket.
         shards: shards of the run.
-        group: the replicas' process group (gloo or NCCL).
     """
 
     def __init__(
-        self, numels: Sequence[int], shards: int, group: dist.ProcessGroup, device: torch.device
+        self, numels: Sequence[int], shards: int, peers: Peers, device: torch.device
     ) -> None:
         self._numels = list(numels)
         self._shards = shards
-        self._group = group
-        replicas, replica = group.size(), group.rank()
+        self._peers = peers
+        replicas, replica = peers.size, peers.rank
         self._nodes: list[list[Node]] = [
             covering(block(r, replicas, shards), shards) for r in range(replicas)
         ]
@@ -48,7 +48,7 @@ class Reduction:
         self._result = torch.empty(replicas * self._piece, device=device)
         self._send_splits = [mine * self._piece] * replicas
         self._receive_splits = [len(nodes) * self._piece for nodes in self._nodes]
-        self._work: dist.Work | None = None
+        self._work: Any = None
 
     def start(self, sums: Sequence[Sequence[Tensor]]) -> None:
         """Send this replica's sums: one sequence of tensors for each of its subtrees."""
@@ -60,31 +60,24 @@ class Reduction:
             rest = flat[whole * piece :]
             if rest.numel():
                 self._send[whole, position, : rest.numel()].copy_(rest)
-        self._work = dist.all_to_all_single(
-            self._receive,
-            self._send.view(-1),
-            self._receive_splits,
-            self._send_splits,
-            group=self._group,
-            async_op=True,
+        self._work = self._peers.all_to_all(
+            self._receive, self._send.view(-1), self._receive_splits, self._send_splits
         )
 
     def gather(self) -> None:
         """Add the own piece in tree order, scale it by 1 / shards, start to gather all pieces."""
-        assert self._work is not None
-        self._work.wait()
+        self._peers.wait(self._work)
         parts: dict[Node, Tensor] = {}
         for nodes, chunk in zip(
             self._nodes, self._receive.split(self._receive_splits), strict=True
         ):
             parts.update(zip(nodes, chunk.view(len(nodes), self._piece), strict=True))
         piece = combine(parts, self._shards, torch.add) * (1.0 / self._shards)
-        self._work = dist.all_gather_single(self._result, piece, group=self._group, async_op=True)
+        self._work = self._peers.all_gather(self._result, piece)
 
     def finish(self) -> list[Tensor]:
         """The reduced tensors, flat; views that stay valid until the next `start`."""
-        assert self._work is not None
-        self._work.wait()
+        self._peers.wait(self._work)
         self._work = None
         return list(self._result[: sum(self._numels)].split(self._numels))
 

@@ -7,10 +7,13 @@ the step.
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lepton_ray.errors import CheckpointError
@@ -117,6 +120,17 @@ class TrainState:
         self.links = [(int(step), str(link)) for step, link in values["links"]]
         self.history = list(values["history"])
         self.best_epoch = int(values["best_epoch"])
+
+    def to_bytes(self) -> bytes:
+        """The dump as one piece, for another replica."""
+        tensors, values = self.dump()
+        head = json.dumps(values).encode()
+        return len(head).to_bytes(8, "little") + head + save_tensors(tensors)
+
+    def from_bytes(self, data: bytes) -> None:
+        """Become the state that another replica sent."""
+        length = int.from_bytes(data[:8], "little")
+        self.load(load_tensors(data[8 + length :]), json.loads(data[8 : 8 + length]))
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         parts = {"model": self.model.state_dict()}

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lepton_ray.config.schema import Train
 from lepton_ray.data.order import key
 from lepton_ray.training.determinism import seed_everything
+from lepton_ray.training.membership import Peers
 from lepton_ray.training.optimization import learning_rate_factor
 from lepton_ray.training.reduction import Reduction, buckets
 from lepton_ray.training.shards import block, merges
@@ -35,7 +35,8 @@ class TrainStep:
         total_steps: of the whole run, for the schedule.
         loss: (output, target) -> mean loss of one shard's samples.
         fetch: (step, shard) -> that shard's batch, on the device.
-        group: the replicas' process group; None for one replica.
+
+    Call `join` before the first step, and again for every generation.
     """
 
     def __init__(
@@ -47,7 +48,6 @@ class TrainStep:
         loss: Loss,
         fetch: Callable[[int, int], Batch],
         device: torch.device,
-        group: dist.ProcessGroup | None = None,
     ) -> None:
         self._state = state
         self._train = train
@@ -57,35 +57,57 @@ class TrainStep:
         self._device = device
         self._forward = torch.compile(state.model) if train.compile else state.model
         self._shards = train.n_shards
-        replicas = group.size() if group else 1
-        self._hosted = block(group.rank() if group else 0, replicas, self._shards)
-        self._merges = merges(self._hosted, self._shards)
         self._parameters = [p for p in state.model.parameters() if p.requires_grad]
         self._buffers = list(state.model.buffers())
-        # What is added over the shards: the gradients, then the buffers' changes, then the loss.
-        # Those behind the gradients are known before the backward and travel in its last bucket.
+        # What is added over the shards: the gradients, then the buffers' changes, the loss and the
+        # wish. Those behind the gradients are known before the backward and travel in its last
+        # bucket.
         numels = [p.numel() for p in self._parameters]
         self._buckets = buckets(numels)
-        tail = [*(b.numel() for b in self._buffers), 1]
+        tail = [*(b.numel() for b in self._buffers), 1, 1]
         self._buckets[-1] += range(len(numels), len(numels) + len(tail))
+        self._numels = [*numels, *tail]
         self._reductions: list[Reduction] = []
         self._sent = 0
-        if group is not None and replicas > 1:
-            numels += tail
+        self.wished = False
+        """Whether any replica wished for the next generation when the last step began."""
+
+    def join(self, peers: Peers) -> None:
+        """Do the next steps with these."""
+        self._hosted = block(peers.rank, peers.size, self._shards)
+        self._merges = merges(self._hosted, self._shards)
+        self._reductions = []
+        if peers.size > 1:
             self._reductions = [
-                Reduction([numels[i] for i in bucket], self._shards, group, device)
+                Reduction([self._numels[i] for i in bucket], self._shards, peers, self._device)
                 for bucket in self._buckets
             ]
 
-    def run(self) -> None:
-        """Do step ``state.step`` and count it; ``state.loss`` is then the mean over the batch."""
+    @property
+    def hosted(self) -> int:
+        """How many shards are this replica's."""
+        return len(self._hosted)
+
+    def leave(self) -> None:
+        """Let go of what is in flight with replicas of which one is lost."""
+        self._reductions = []
+
+    def run(self, *, wish: bool = False) -> None:
+        """Do step ``state.step`` and count it; ``state.loss`` is then the mean over the batch.
+
+        Args:
+            wish: for the next generation; `wished` then tells all replicas at the same step.
+
+        Raises:
+            LostPeerError: when a replica is gone; the state is that before the step.
+        """
         state, step = self._state, self._state.step
         before = [b.clone() for b in self._buffers]
         stack: list[list[Tensor]] = []
         try:
             for shard, additions in zip(self._hosted, self._merges, strict=True):
                 loss = self._loss_of(step, shard, before)
-                tail = self._tail(shard, before, loss)
+                tail = self._tail(shard, before, loss, wish)
                 if self._reductions and shard == self._hosted.stop - 1:
                     reduced = self._backward_and_reduce(loss, tail, stack, additions)
                     break
@@ -101,7 +123,8 @@ class TrainStep:
             self._restore(before)
             raise
         self._apply(reduced, before, step)
-        state.loss = reduced[-1].clone()
+        state.loss = reduced[-2].clone()
+        self.wished = bool(reduced[-1] > 0)
         state.step += 1
 
     def reduced_gradients(self) -> list[Tensor]:
@@ -128,8 +151,8 @@ class TrainStep:
             for p in self._parameters
         ]
 
-    def _tail(self, shard: int, before: list[Tensor], loss: Tensor) -> list[Tensor]:
-        """Buffer changes of one shard as float32 (whole numbers count from shard 0), its loss.
+    def _tail(self, shard: int, before: list[Tensor], loss: Tensor, wish: bool) -> list[Tensor]:
+        """Buffer changes of one shard as float32 (whole numbers count from shard 0), loss, wish.
 
         Changes rather than values: a buffer nobody changes stays the same bytes for any shards.
         """
@@ -139,7 +162,7 @@ class TrainStep:
             if not now.is_floating_point() and shard != 0:
                 change = torch.zeros_like(change)
             changes.append(change.float())
-        return [*changes, loss.detach().float().reshape(1)]
+        return [*changes, loss.detach().float().reshape(1), torch.full_like(loss, wish).reshape(1)]
 
     def _backward_and_reduce(
         self, loss: Tensor, tail: list[Tensor], stack: list[list[Tensor]], additions: int
@@ -215,7 +238,7 @@ class TrainStep:
                 torch.stack([torch.linalg.vector_norm(g.reshape(-1)) for g in gradients])
             )
             torch._foreach_mul_(gradients, (train.clip / (norm + 1e-6)).clamp(max=1.0))
-        changes = reduced[len(self._parameters) : -1]
+        changes = reduced[len(self._parameters) : -2]
         for buffer, then, change in zip(self._buffers, before, changes, strict=True):
             mean = change.view_as(buffer)
             if buffer.is_floating_point():

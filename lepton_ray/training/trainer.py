@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
 import uuid
@@ -25,12 +26,23 @@ from lepton_ray.errors import LeptonRayError, TrainingError
 from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.controller import (
     Backend,
+    LiveReplicas,
     ReplicaError,
     Trainer,
     pause_requested,
     replica_error,
 )
 from lepton_ray.training.loop import Replica
+from lepton_ray.training.membership import (
+    PAUSE_S,
+    DoubtError,
+    Fixed,
+    LeftError,
+    LostPeerError,
+    Membership,
+    OutvotedError,
+)
+from lepton_ray.training.membership.live import Live
 
 logger = logging.getLogger(__name__)
 
@@ -82,24 +94,33 @@ def train(
         checkpoints = str(Path(checkpoints).resolve())
     controller_name = f"lepton_ray-{uuid.uuid4().hex}"
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
-    size: Any = (workers.min, workers.max)
+    size: Any = workers.min if workers.live else (workers.min, workers.max)
+    config = {
+        "experiment": experiment.model_dump(mode="json"),
+        "dataset": [dataset],  # a bare reference would be resolved and copied into the config
+        "checkpoints": checkpoints,
+        "epochs": epochs,
+        "controller": controller_name,
+    }
+    live = LiveReplicas(
+        minimum=workers.min,
+        size=workers.max - workers.min,
+        each=resources,
+        work=_work,
+        config=config,
+    )
     trainer = Trainer(
         _work,
         controller_name=controller_name,
+        live=live if workers.live else None,
         on_event=on_event,
-        train_loop_config={
-            "experiment": experiment.model_dump(mode="json"),
-            "dataset": [dataset],  # a bare reference would be resolved and copied into the config
-            "checkpoints": checkpoints,
-            "epochs": epochs,
-            "controller": controller_name,
-        },
+        train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=size,
             use_gpu=workers.gpus > 0,
             resources_per_worker=resources,
         ),
-        torch_config=Backend(timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=Backend(timeout_s=COLLECTIVE_TIMEOUT_S, live=workers.live),
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(folder),
@@ -120,16 +141,36 @@ def train(
 
 
 def _work(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The training function of one Ray Train worker."""
-    context = ray.train.get_context()
-    controller = ray.get_actor(config["controller"])
+    """What one Ray Train worker does, or one live replica (``config["live"]`` is its name)."""
+    controller: Any = ray.get_actor(config["controller"])
     experiment = Experiment.model_validate(config["experiment"])
     gpu = experiment.workers.gpus > 0
+    device = ray.train.torch.get_device() if gpu else torch.device("cpu")
+    rank = None if "live" in config else ray.train.get_context().get_world_rank()
+    membership: Membership
+    if experiment.workers.live:
+        name = config["live"] if rank is None else f"guaranteed {rank}"
+        address, secret = ray.get(controller.meeting_point.remote())
+        membership = Live(
+            address,
+            secret,
+            id=f"{name}@{os.getpid()}",  # another process may still pass for its predecessor
+            guaranteed=rank is not None,
+            host=ray.util.get_node_ip_address(),
+            node=ray.get_runtime_context().get_node_id(),
+            should_leave=pause_requested.is_set,
+        )
+    else:
+        membership = Fixed(
+            dist.group.WORLD if dist.is_initialized() else None,
+            device=device,
+            should_pause=pause_requested.is_set,
+        )
     replica = Replica(
         experiment,
         ray.get(config["dataset"][0]),
-        device=ray.train.torch.get_device() if gpu else None,
-        group=dist.group.WORLD if context.get_world_size() > 1 else None,
+        device=device,
+        membership=membership,
         checkpoints=CheckpointFolder(
             config["checkpoints"],
             keep=experiment.train.checkpoint.keep,
@@ -138,17 +179,25 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         ),
         epochs=config["epochs"],
         report=lambda event: controller.put.remote({**event, "at": time.time()}),
-        should_pause=pause_requested.is_set,
     )
     try:
         for _ in replica.epochs():
             pass
+    except LeftError:
+        if rank is not None:
+            time.sleep(PAUSE_S)  # ended meanwhile
+        raise
     except Exception as error:
+        if rank is None and isinstance(error, DoubtError):
+            raise LeftError from error  # it comes again
         text = "".join(traceback.format_exception(error))
         raise ReplicaError(
-            replica.state.step, text, _lost_peers(error), isinstance(error, LeptonRayError)
+            replica.state.step,
+            text,
+            isinstance(error, LostPeerError | DoubtError),
+            isinstance(error, LeptonRayError) and not isinstance(error, OutvotedError),
         ) from None
-    if context.get_world_rank() != 0:
+    if rank != 0:
         return None
     return {
         "weights": {name: t.numpy() for name, t in replica.state.final_weights().items()},
@@ -157,14 +206,6 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
         "steps": replica.state.step,
         "profile": replica.profile.to_json(),
     }
-
-
-def _lost_peers(error: Exception) -> bool:
-    """Whether a collective failed because another replica is gone."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and ("gloo" in text or "Connection" in text)
-    )
 
 
 def _explain(error: Exception) -> str:

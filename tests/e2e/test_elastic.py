@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes: a worker killed, a node added, a node drained, and at the
+"""A real Ray cluster of several nodes: replicas killed, nodes added, drained and lost, and at the
 end the bytes of an undisturbed run in one process."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from lepton_ray import data
-from lepton_ray.config import validate
+from lepton_ray.config import validate, with_settings
 from lepton_ray.config.schema import Experiment
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
@@ -34,21 +34,23 @@ OPTIMIZERS = {
 STORE_BYTES = 100_000_000
 
 
-def experiment(model: str, optimizer: str, pause_s: float) -> Experiment:
+def experiment(
+    model: str, optimizer: str, pause_s: float, *, mode: str = "live", epochs: int = 12
+) -> Experiment:
     return validate(
         {
             "name": "elastic",
             "data": {"kind": "image", "source": "sklearn:digits", "split": {"test": 0.5}},
             "model": {"name": "tests.nets:sleepy", "pause_s": pause_s, **MODELS[model]},
             "train": {
-                "epochs": 12,
+                "epochs": epochs,
                 "batch": 64,
                 "optimizer": OPTIMIZERS[optimizer],
                 "schedule": {"name": "cosine"},
                 "digest_every": 10,
                 "checkpoint": {"every_steps": 5},
             },
-            "workers": {"min": 1, "max": 3},
+            "workers": {"min": 1, "max": 3, "mode": mode},
         }
     )
 
@@ -67,36 +69,66 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Disturber:
-    """Does the next of its acts when training has gone on since the last one."""
+    """Does the next of its acts when training has gone on since the last one, at its size.
 
-    def __init__(self, cluster: Cluster, acts: list[str]) -> None:
+    Args:
+        acts: (name, number of replicas for which it waits).
+    """
+
+    def __init__(self, cluster: Cluster, acts: list[tuple[str, int]]) -> None:
         self.cluster = cluster
-        self.nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in "ab"]
+        self.nodes = [self._node() for _ in "ab"]
         self.acts = list(acts)
         self.events: list[dict[str, Any]] = []
-        self.replica: dict[str, Any] = {}
-        self.next_step = 10
+        self.start: dict[str, Any] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         if event["kind"] == "start":
-            self.replica = event
-        if event["kind"] == "first_step" and event["step"] > 1:
-            self.next_step = event["step"] + 5
-        if self.acts and event.get("step", 0) >= self.next_step and event["kind"] == "progress":
-            self.next_step = sys.maxsize  # until the group has started again
-            getattr(self, self.acts.pop(0))()
+            self.start = event
+        if (
+            self.acts
+            and event["kind"] == "progress"
+            and self.start["replicas"] == self.acts[0][1]
+            and event["step"] >= self.start["step"] + 5
+        ):
+            getattr(self, self.acts.pop(0)[0])()
 
-    def kill(self) -> None:
-        os.kill(self.replica["pid"], signal.SIGKILL)
+    def _node(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+
+    def kill_first(self) -> None:
+        """Replica 0."""
+        os.kill(self.start["pid"], signal.SIGKILL)
 
     def add(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        self.nodes.append(self._node())
+
+    def lose_live(self) -> None:
+        lost = next(n for n in self.nodes if n.node_id == self._node_of("Actor"))
+        self.nodes.remove(lost)
+        self.cluster.remove_node(lost, allow_graceful=False)
 
     def lose(self) -> None:
         self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
 
     def drain(self) -> None:
+        self._drain(self.nodes[0].node_id)
+
+    def drain_live(self) -> None:
+        self._drain(self._node_of("Actor"))
+
+    def drain_guaranteed(self) -> None:
+        self._drain(self._node_of("RayTrainWorker"))
+
+    def _node_of(self, actor: str) -> str:
+        return next(
+            a["Address"]["NodeID"]
+            for a in ray._private.state.actors().values()
+            if a["ActorClassName"] == actor and a["State"] == "ALIVE"
+        )
+
+    def _drain(self, node: str) -> None:
         subprocess.run(
             [
                 str(Path(sys.executable).with_name("ray")),
@@ -104,7 +136,7 @@ class Disturber:
                 "--address",
                 self.cluster.address,
                 "--node-id",
-                self.nodes[0].node_id,
+                node,
                 "--reason",
                 "DRAIN_NODE_REASON_PREEMPTION",
                 "--reason-message",
@@ -120,7 +152,7 @@ class Disturber:
         return [e["replicas"] for e in self.events if e["kind"] == "start"]
 
     def redone(self) -> list[int]:
-        """Steps done again after each restart."""
+        """Steps done again after each start but the first."""
         counts, last = [], 0
         for event in self.events:
             if event["kind"] == "start" and last:
@@ -129,46 +161,69 @@ class Disturber:
         return counts
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", MODELS)
-def test_killed_grown_and_drained(
-    cluster: Cluster, tmp_path: Path, model: str, optimizer: str
-) -> None:
-    dataset = data.load(experiment(model, optimizer, 0).data)
-    disturber = Disturber(cluster, ["kill", "add", "drain"])
+def disturbed(
+    cluster: Cluster, folder: Path, acts: list[tuple[str, int]], asked: Experiment
+) -> Disturber:
+    """Train through the acts, and compare with a run of one process."""
+    dataset = data.load(asked.data)
+    disturber = Disturber(cluster, acts)
     result = train(
-        experiment(model, optimizer, 0.04),
+        asked,
         ray.put(dataset),
-        folder=tmp_path,
-        checkpoints=f"{tmp_path}/checkpoints",
+        folder=folder,
+        checkpoints=f"{folder}/checkpoints",
         on_event=disturber,
     )
     assert disturber.acts == [], f"training ended before: {disturber.events}"
-    assert disturber.sizes() == [2, 2, 3, 2]
-    killed, grown, drained = disturber.redone()
-    assert (grown, drained) == (0, 0), "a pause must lose no step"
-    assert killed <= 5 + 1
-
-    alone = Replica(experiment(model, optimizer, 0), dataset)
+    alone = Replica(with_settings(asked, {"model.pause_s": 0}), dataset)
     for _ in alone.epochs():
         pass
     assert state_sha256(result.weights) == state_sha256(alone.state.final_weights())
     assert (result.digest, result.history) == (alone.state.digest, alone.state.history)
+    return disturber
 
 
-def test_a_lost_node(cluster: Cluster, tmp_path: Path) -> None:
-    dataset = data.load(experiment("cnn", "sgd", 0).data)
-    disturber = Disturber(cluster, ["lose"])
-    result = train(
-        experiment("cnn", "sgd", 0.04),
-        ray.put(dataset),
-        folder=tmp_path,
-        checkpoints=f"{tmp_path}/checkpoints",
-        on_event=disturber,
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_live_replicas_are_killed_added_and_drained(
+    cluster: Cluster, tmp_path: Path, model: str, optimizer: str
+) -> None:
+    acts = [("kill_first", 2), ("add", 2), ("drain_live", 3)]
+    asked = experiment(model, optimizer, 0.04, epochs=30)
+    seen = disturbed(cluster, tmp_path, acts, asked)
+    assert max(seen.sizes()) == 3
+    assert set(seen.redone()) == {0}, "the others hold the last whole step"
+    survivors = [e["stood_still_s"] for e in seen.events if e["kind"] == "first_step"][1:]
+    assert None not in survivors, "nobody started from a checkpoint"
+
+
+def test_a_live_node_is_lost_and_the_guaranteed_one_is_drained(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The guaranteed one leaves, and comes back when there is a node."""
+    acts = [("add", 2), ("lose_live", 3), ("drain_guaranteed", 2), ("add", 1)]
+    seen = disturbed(cluster, tmp_path, acts, experiment("cnn", "sgd", 0.04, epochs=45))
+    assert seen.sizes()[-3:] == [2, 1, 2]
+    assert set(seen.redone()) == {0}
+
+
+@pytest.mark.parametrize(("model", "optimizer"), [("mlp", "sgd"), ("cnn", "adamw")])
+def test_a_group_that_restarts_is_killed_grown_and_drained(
+    cluster: Cluster, tmp_path: Path, model: str, optimizer: str
+) -> None:
+    acts = [("kill_first", 2), ("add", 2), ("drain", 3)]
+    seen = disturbed(
+        cluster, tmp_path, acts, experiment(model, optimizer, 0.04, mode="restart", epochs=12)
     )
-    assert disturber.sizes()[0] == 2
-    assert disturber.sizes()[-1] == 1
-    alone = Replica(experiment("cnn", "sgd", 0), dataset)
-    for _ in alone.epochs():
-        pass
-    assert state_sha256(result.weights) == state_sha256(alone.state.final_weights())
+    assert seen.sizes() == [2, 2, 3, 2]
+    killed, grown, drained = seen.redone()
+    assert (grown, drained) == (0, 0), "a pause must lose no step"
+    assert killed <= 5 + 1
+
+
+def test_a_group_that_restarts_loses_a_node(cluster: Cluster, tmp_path: Path) -> None:
+    seen = disturbed(
+        cluster, tmp_path, [("lose", 2)], experiment("cnn", "sgd", 0.04, mode="restart")
+    )
+    assert seen.sizes()[0] == 2
+    assert seen.sizes()[-1] == 1

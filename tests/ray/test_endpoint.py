@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -17,13 +18,15 @@ import pandas as pd
 import pytest
 import ray
 from ray import serve
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
 
 from lepton_ray import data, models
-from lepton_ray.config.schema import Model, Serve, TableData
+from lepton_ray.config.schema import Limits, Model, Serve, TableData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, ServingError
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.app import MAX_BODY_BYTES, application
+from lepton_ray.serving.app import application
 from lepton_ray.serving.follower import Follower, read_files
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
@@ -55,21 +58,64 @@ def rows(dataset: Dataset) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def url(cluster: None, registered: str, port: int) -> Iterator[str]:
+def live(cluster: None, registered: str, port: int) -> Iterator[endpoint.Live]:
     with endpoint.serving(registered, Serve(port=port)) as live:
-        yield live.url
+        yield live
+
+
+@pytest.fixture(scope="module")
+def url(live: endpoint.Live) -> str:
+    return live.url
 
 
 def test_http_answers_are_those_of_load_model_bit_for_bit(
-    url: str, registered: str, rows: list[dict]
+    live: endpoint.Live, registered: str, rows: list[dict]
 ) -> None:
     expected = [a.model_dump() for a in load_model(registered).predict(rows)]
     parts = [slice(0, 1), slice(1, 4), slice(4, 30), slice(30, 31), slice(31, 95), slice(95, 100)]
     with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda part: endpoint.query(url, rows[part]), parts * 4))
+        answers = list(pool.map(lambda part: live.client().predict(rows[part]), parts * 4))
     for part, answer in zip(parts * 4, answers, strict=True):
         assert answer["predictions"] == expected[part]
         assert (answer["model"], answer["version"]) == ("small", 1)
+
+
+def test_more_rows_than_a_batch_holds_are_answered_by_one_version(
+    live: endpoint.Live, registered: str, rows: list[dict]
+) -> None:
+    sent = rows * 3
+    assert len(sent) > Serve().batch.max * 4
+    expected = [a.model_dump() for a in load_model(registered).predict(sent)]
+    with live.client() as client:
+        assert client.predict(sent)["predictions"] == expected
+
+
+def test_triton_s_client_over_http(url: str, registered: str, rows: list[dict]) -> None:
+    x = np.array([row["image"] for row in rows], np.float32)
+    given = InferInput("image", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    with InferenceServerClient(url.removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("small", "1")
+        assert not client.is_model_ready("small", "2")
+        assert client.get_server_metadata()["name"] == "lepton_ray"
+        assert client.get_model_metadata("small")["inputs"][0]["shape"] == [-1, 8, 8]
+        result = client.infer("small", [given], model_version="1", request_id="7")
+        with pytest.raises(InferenceServerException, match="no such output 'tag'"):
+            client.infer("small", [given], outputs=[InferRequestedOutput("tag")])
+    expected = load_model(registered).predict(rows)
+    assert [text.decode() for text in result.as_numpy("label")] == [a.label for a in expected]
+    np.testing.assert_array_equal(
+        result.as_numpy("probabilities"),
+        np.array([list(a.probabilities.values()) for a in expected], np.float32),
+    )
+
+
+def test_a_request_id_goes_back_once(url: str) -> None:
+    answer = httpx.get(f"{url}/health", headers={"x-request-id": "r-7"})
+    assert answer.headers.get_list("x-request-id") == ["r-7"]
+    assert len(httpx.get(f"{url}/health").headers.get_list("x-request-id")) == 1
 
 
 def test_health_and_openapi(url: str) -> None:
@@ -133,13 +179,18 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
     config = Serve(batch={"max": 64, "wait_ms": 50})
     follower = ray.remote(Follower).remote("people/1", 1, read_files(tmp_path / "version"))
     serve.run(
-        application(follower, tmp_path / "version", "people", config),
+        application(follower, "people", config),
         name="people",
         route_prefix="/people",
     )
     good = [{"age": 7, "city": "Rom"}, {"age": 7.5, "city": "Atlantis"}]
     sent = [good, [*good, {"age": 1e300, "city": "Rom"}], [{"age": 10**400, "city": "Rom"}]] * 4
+    parquet = io.BytesIO()
+    pd.DataFrame(good).to_parquet(parquet)
+    kind = {"content-type": "application/vnd.apache.parquet"}
     try:
+        of_file = httpx.post(f"{url}/people/predict", content=parquet.getvalue(), headers=kind)
+        metrics = httpx.get(f"{url}/people/metrics")
         with ThreadPoolExecutor(12) as pool:
             answers = list(
                 pool.map(lambda r: httpx.post(f"{url}/people/predict", json={"rows": r}), sent)
@@ -148,6 +199,8 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
         serve.delete("people")
     assert [a.status_code for a in answers] == [200, 422, 422] * 4
     expected = [a.model_dump() for a in runtime.predict(good)]
+    assert of_file.json()["predictions"] == expected
+    assert metrics.status_code == 200
     for of_good, no_answer, no_number in zip(*[iter(answers)] * 3, strict=True):
         assert of_good.json()["predictions"] == expected, "whoever else is in the batch"
         assert "no finite answer" in no_answer.json()["detail"][0]["rule"]
@@ -156,14 +209,14 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
 
 
 def test_a_body_that_is_too_large_is_413(url: str) -> None:
-    response = httpx.post(f"{url}/predict", content=b"x" * (MAX_BODY_BYTES + 1))
+    response = httpx.post(f"{url}/predict", content=b"x" * (int(Limits().body_mb * 2**20) + 1))
     assert response.status_code == 413
     assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_the_curl_line_is_one_command_with_the_row(url: str, rows: list[dict]) -> None:
-    words = shlex.split(endpoint.curl(url, rows[0]))
-    assert words[:3] == ["curl", "-s", f"{url}/predict"]
+def test_the_curl_line_is_one_command_with_the_row(live: endpoint.Live, rows: list[dict]) -> None:
+    words = shlex.split(endpoint.curl(live, rows[0]))
+    assert words[:3] == ["curl", "-s", f"{live.url}/predict"]
     assert json.loads(words[-1]) == {"rows": [rows[0]]}
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 import struct
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from tensorboardX.proto.event_pb2 import Event
 
+from lepton_ray.config.schema import Experiment
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ClusterError, TrainingError
 from lepton_ray.pipeline import Run
@@ -82,6 +87,55 @@ def test_an_interrupted_training_gives_its_workers_back(
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.2)
+
+
+def test_live_replicas_end_what_the_guaranteed_one_has_no_room_to_go_on_with(
+    reference: ray.ObjectRef, dataset: Dataset, tmp_path: Path
+) -> None:
+    def live(pause_s: float) -> Experiment:
+        return experiment(
+            model={"name": "tests.nets:sleepy", "pause_s": pause_s, "inner": "cnn", "width": 4},
+            workers={"min": 1, "max": 2},
+            train={"epochs": 8, "batch": 64},
+        )
+
+    taking: list[Any] = []
+    heard: list[tuple[float, dict]] = []
+
+    def take_its_room(event: dict) -> None:
+        heard.append((time.time(), event))
+        if event["kind"] == "start" and event["replicas"] == 2 and not taking:
+            holder = ray.remote(num_cpus=1)(Holder).remote()
+            taking.extend([holder, holder.pid.remote()])
+            give_up.start()
+            os.kill(event["pid"], signal.SIGKILL)
+
+    give_up = threading.Timer(90, lambda: ray.kill(taking[0]))
+    try:
+        result = train(
+            live(0.05),
+            reference,
+            folder=tmp_path,
+            checkpoints=f"{tmp_path}/checkpoints",
+            on_event=take_its_room,
+        )
+        assert ray.get(taking[0].pid.remote())  # it has the room still
+    finally:
+        give_up.cancel()
+        if taking:
+            ray.kill(taking[0])
+    alone = Replica(live(0), dataset)
+    for _ in alone.epochs():
+        pass
+    assert state_sha256(result.weights) == state_sha256(alone.state.final_weights())
+    failure_heard = next(at for at, event in heard if event["kind"] == "failure")
+    last_epoch_sent = max(event["at"] for _, event in heard if event["kind"] == "epoch")
+    assert failure_heard < last_epoch_sent
+
+
+class Holder:
+    def pid(self) -> int:
+        return os.getpid()
 
 
 def scalars(file: Path) -> dict[str, list[tuple[int, float]]]:
@@ -162,6 +216,6 @@ def test_an_exception_of_the_model_ends_the_run_with_its_traceback(
         )
     verdicts = [(e["reason"], e["retry"]) for e in events if e["kind"] == "failure"]
     assert verdicts == [
-        ("an exception, tried once more", True),
+        ("an exception, tried once more: RuntimeError: this model cannot be trained", True),
         ("the same exception twice at step 0", False),
     ]

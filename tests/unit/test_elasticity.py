@@ -19,7 +19,7 @@ ONE = {"CPU": 1.0}
 
 
 def node(cpus: float, ours: int = 0, draining: bool = False, gpus: float = 0) -> NodeView:
-    return NodeView(free={"CPU": cpus, "GPU": gpus}, ours=ours, draining=draining)
+    return NodeView(id="n", free={"CPU": cpus, "GPU": gpus}, ours=ours, draining=draining)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,16 @@ def test_room_is_counted_node_by_node(nodes: list, each: dict, expected: int) ->
     ],
 )
 def test_resize(nodes: list, current: int, minimum: int, size: int | None) -> None:
-    resize = decide_resize(nodes, ONE, current=current, minimum=minimum, maximum=4)
+    resize = decide_resize(nodes, ONE, current=current, minimum=minimum, maximum=4, live=0)
     assert (resize.size if resize else None) == size
+
+
+def test_a_group_leaves_a_draining_node_to_live_replicas() -> None:
+    drained = [node(0), node(0, ours=1, draining=True)]
+    assert decide_resize(drained, ONE, current=1, minimum=1, maximum=1, live=0) is None
+    resize = decide_resize(drained, ONE, current=1, minimum=1, maximum=1, live=1)
+    assert resize is not None
+    assert resize.size == 1
 
 
 def test_a_start_waits_for_the_minimum() -> None:

@@ -320,7 +320,7 @@ def test_a_regression_answers_in_the_unit_of_its_target(tmp_path: Path) -> None:
 
 def test_the_curl_line_survives_a_shell_whatever_the_texts_hold(people: Built) -> None:
     row = {"age": 1.5, "city": 'O\'Brien "$HOME" `id` \\ é\n!'}
-    line = endpoint.curl("http://127.0.0.1:1", row)
+    line = endpoint.curl(endpoint.Live("http://127.0.0.1:1", None), row)
     assert json.loads(shlex.split(line)[-1]) == {"rows": [row]}
     printed = subprocess.run(
         ["sh", "-c", line.replace("curl -s", "printf '%s\\n'", 1)],

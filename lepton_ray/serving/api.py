@@ -1,0 +1,282 @@
+"""The routes of an endpoint: an ASGI application that knows neither Ray nor Serve.
+
+``/predict`` for rows, ``/v2`` for the Open Inference Protocol; both end in `_Routes.infer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Protocol
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response as HttpResponse
+from starlette.exceptions import HTTPException
+
+from lepton_ray import __version__
+from lepton_ray.config.schema import Limits
+from lepton_ray.data.schema import Schema
+from lepton_ray.serving import bodies, metrics, tables, tensors
+from lepton_ray.serving.bodies import Bodies
+from lepton_ray.serving.guard import Guard, exchange_of
+from lepton_ray.serving.keys import Keyring
+from lepton_ray.serving.metrics import Metrics, Snapshot
+from lepton_ray.serving.refusals import RefusedError, answer
+from lepton_ray.serving.requests import (
+    Answer,
+    Columns,
+    Response,
+    RowsError,
+    Value,
+    ValueResponse,
+    columns_of,
+    row_schema,
+)
+from lepton_ray.serving.runtime import Floats, Runtime
+
+HEADER_LENGTH = "inference-header-content-length"
+
+
+class Predictor(Protocol):
+    """What answers: a replica of an endpoint."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """The version that answers now."""
+
+    @property
+    def problem(self) -> str:
+        """What keeps it from following its alias, or ""."""
+
+    async def infer(self, columns: Columns) -> tuple[Runtime, Floats]:
+        """The version that answered, and [n, classes] probabilities or [n, 1] values."""
+
+    async def totals(self) -> Snapshot:
+        """What all replicas have counted."""
+
+
+def build(
+    predictor: Predictor,
+    *,
+    limits: Limits,
+    keyring: Keyring | None,
+    counts: Metrics,
+    log: Callable[[dict[str, Any]], None],
+    echo: bool,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        keyring, log, echo: see `guard.Guard`.
+    """
+    schema, name = predictor.runtime.schema, predictor.runtime.name
+    routes = _Routes(predictor, limits)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        routes.bodies.close()
+
+    api = FastAPI(title=name, description="Served by lepton_ray.", lifespan=lifespan)
+    api.add_middleware(Guard, limits=limits, keyring=keyring, metrics=counts, log=log, echo=echo)
+    for error in (RefusedError, RowsError, RequestValidationError, HTTPException):
+        api.add_exception_handler(error, _refuse)
+    api.post(
+        "/predict",
+        response_model=Response if schema.classes else ValueResponse,
+        openapi_extra={"requestBody": _body(schema)},
+    )(routes.predict)
+    api.get("/health")(routes.health)
+    api.get("/metrics")(routes.metrics)
+    api.get("/v2")(routes.server)
+    api.get("/v2/health/live")(routes.live)
+    api.get("/v2/health/ready")(routes.ready)
+    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        api.get(path)(routes.model)
+        api.get(f"{path}/ready")(routes.model_ready)
+        api.post(f"{path}/infer", openapi_extra={"requestBody": _v2_body()})(routes.v2_infer)
+    return api
+
+
+class _Routes:
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        self._predictor = predictor
+        self._limits = limits
+        self._schema = (
+            predictor.runtime.schema
+        )  # each version that is followed has the same columns
+        self.bodies = Bodies(self._schema, limits)
+
+    async def _infer(
+        self, request: Request, rows: list[Any]
+    ) -> tuple[Runtime, Floats, list[Answer] | list[Value]]:
+        """The one way from rows to answers."""
+        columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
+        runtime, found = await self._predictor.infer(columns)
+        answers = await bodies.aside(len(rows) * bodies.ROW, runtime.answers, found)
+        exchange = exchange_of(request.scope)
+        exchange.rows, exchange.version = len(rows), runtime.version
+        return runtime, found, answers
+
+    async def predict(
+        self,
+        request: Request,
+        top_k: Annotated[int | None, Query(ge=1, description="Only the likeliest classes.")] = None,
+    ) -> Any:
+        """The answer to each row: class probabilities, or a value."""
+        if top_k is not None and not self._schema.classes:
+            raise RefusedError(
+                422, f"top_k is for classes, but this model predicts a number: {top_k}"
+            )
+        async with self.bodies.read(request) as body:
+            rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
+            runtime, _, answers = await self._infer(request, rows)
+        if top_k is not None:
+            answers = [_likeliest(a, top_k) for a in answers if isinstance(a, Answer)]
+        kind = Response if self._schema.classes else ValueResponse
+        return kind(model=runtime.name, version=runtime.version, predictions=answers)
+
+    async def health(self) -> dict[str, Any]:
+        """Which version answers, and what keeps it from following its alias, if anything."""
+        runtime, problem = self._predictor.runtime, self._predictor.problem
+        said = {"problem": problem} if problem else {}
+        return {"status": "ok", "model": runtime.name, "version": runtime.version, **said}
+
+    async def metrics(self) -> HttpResponse:
+        """What all replicas have counted, for Prometheus."""
+        page = metrics.page(await self._predictor.totals())
+        return HttpResponse(page, media_type=metrics.CONTENT_TYPE)
+
+    async def server(self) -> dict[str, Any]:
+        """What this server is, and which extensions of the protocol it has."""
+        return {
+            "name": "lepton_ray",
+            "version": __version__,
+            "extensions": ["binary_tensor_data"],
+        }
+
+    async def live(self) -> dict[str, bool]:
+        """It answers."""
+        return {"live": True}
+
+    async def ready(self) -> dict[str, bool]:
+        """A replica has its model before it gets a request."""
+        return {"ready": True}
+
+    async def model(self, model: str, version: str | None = None) -> dict[str, Any]:
+        """The tensors that the model takes and answers with."""
+        runtime = self._served(model, version)
+        return {
+            "name": runtime.name,
+            "versions": [str(runtime.version)],
+            "platform": "onnx_onnxv1",
+            "inputs": tensors.inputs_of(runtime.schema),
+            "outputs": tensors.outputs_of(runtime.schema),
+        }
+
+    async def model_ready(self, model: str, version: str | None = None) -> dict[str, Any]:
+        """It answers with this model."""
+        return {"name": self._served(model, version).name, "ready": True}
+
+    async def v2_infer(
+        self, request: Request, model: str, version: str | None = None
+    ) -> HttpResponse:
+        """The answer to each row of the tensors."""
+        self._served(model, version)
+        async with self.bodies.read(request) as body:
+            asked = await bodies.aside(
+                len(body), tensors.decode, body, request.headers.get(HEADER_LENGTH)
+            )
+            count = len(asked.inputs[0].values)
+            if count > self._limits.rows:
+                raise tables.too_many_rows(self._limits.rows)
+            if count == 0:
+                raise RefusedError(422, "inputs must have at least one row, but have none")
+            rows = tensors.rows_of(self._schema, asked.inputs)
+            runtime, found, answers = await self._infer(request, rows)
+        if version is not None and version != str(
+            runtime.version
+        ):  # another one took over meanwhile
+            raise _unknown(model, version, runtime)
+        given = tensors.outputs(self._schema, found, answers)
+        content, head = tensors.encode(asked, given, runtime.name, runtime.version)
+        if head is None:
+            return HttpResponse(content, media_type="application/json")
+        return HttpResponse(
+            content, media_type="application/octet-stream", headers={HEADER_LENGTH: str(head)}
+        )
+
+    def _served(self, model: str, version: str | None) -> Runtime:
+        """
+        Raises:
+            RefusedError: 404 for another model or version than the one that answers.
+        """
+        runtime = self._predictor.runtime
+        if model != runtime.name or version not in (None, str(runtime.version)):
+            raise _unknown(model, version, runtime)
+        return runtime
+
+
+async def _refuse(request: Request, error: Exception) -> HttpResponse:
+    """Every refusal in one form, those of FastAPI and Starlette too."""
+    if isinstance(error, RequestValidationError):
+        text = "; ".join(
+            f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}, but got {repr(e['input'])[:80]}"
+            for e in error.errors()
+        )
+        error = RefusedError(422, text)
+    elif isinstance(error, HTTPException):
+        error = RefusedError(error.status_code, f"{error.detail}: see /docs for the routes")
+    assert isinstance(error, RefusedError | RowsError)
+    return answer(request.scope, error)
+
+
+def _unknown(model: str, version: str | None, runtime: Runtime) -> RefusedError:
+    asked = model[:80] + (f" version {version[:80]}" if version else "")
+    return RefusedError(
+        404, f"no model {asked!r} here; served is {runtime.name!r} version {runtime.version}"
+    )
+
+
+def _likeliest(found: Answer, count: int) -> Answer:
+    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
+    return Answer(label=found.label, probabilities=dict(ranked[:count]))
+
+
+def _body(schema: Schema) -> dict[str, Any]:
+    """The request's type for the OpenAPI page; the endpoint checks it in one pass of NumPy."""
+    rows = {
+        "type": "object",
+        "properties": {"rows": {"type": "array", "minItems": 1, "items": row_schema(schema)}},
+        "required": ["rows"],
+        "additionalProperties": False,
+    }
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    others = {kind: binary for kind in bodies.types_for(schema) if kind != bodies.JSON}
+    return {"required": True, "content": {bodies.JSON: {"schema": rows}, **others}}
+
+
+def _v2_body() -> dict[str, Any]:
+    tensor = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "datatype": {"enum": ["BYTES", *tensors.NUMBERS]},
+            "data": {"type": "array"},
+            "parameters": {"type": "object"},
+        },
+        "required": ["name", "shape", "datatype"],
+    }
+    schema = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "inputs": {"type": "array", "minItems": 1, "items": tensor},
+            "outputs": {"type": "array"},
+            "parameters": {"type": "object"},
+        },
+        "required": ["inputs"],
+    }
+    return {"required": True, "content": {bodies.JSON: {"schema": schema}}}

@@ -1,0 +1,172 @@
+"""The body of a request to ``/predict``: read within limits, and turned into rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from lepton_ray.config.schema import Limits
+from lepton_ray.data.schema import Schema
+from lepton_ray.serving import images, tables
+from lepton_ray.serving.guard import OVERLOADED_S, exchange_of
+from lepton_ray.serving.refusals import RefusedError
+from lepton_ray.serving.requests import Problem, RowsError
+from lepton_ray.serving.sandbox import Sandbox
+
+MIB = 1 << 20
+JSON = "application/json"
+CSV = "text/csv"
+PARQUET = "application/vnd.apache.parquet"
+ARROW = "application/vnd.apache.arrow.stream"
+IMAGES = ("image/png", "image/jpeg")
+WAITING_BODIES = 16  # largest bodies that a replica holds at a time
+SMALL = 1 << 16  # bytes that the event loop can afford to parse
+ROW = 64  # bytes that a row is taken for, where only their number is known
+T = TypeVar("T")
+
+
+def types_for(schema: Schema) -> tuple[str, ...]:
+    """The Content-Types that a model takes."""
+    if any(c.kind == "image" for c in schema.columns):
+        return (JSON, *IMAGES)
+    return (JSON, CSV, PARQUET, ARROW)
+
+
+class Bodies:
+    """Of one replica: reads them within limits, each and all together, and makes rows of them."""
+
+    def __init__(self, schema: Schema, limits: Limits) -> None:
+        self._schema = schema
+        self._limits = limits
+        self._most = int(limits.body_mb * MIB)
+        self._unpacked = int(limits.decoded_mb * MIB)
+        self._held = 0
+        # Python's objects take several times what they are made of.
+        self._sandbox = Sandbox(4 * self._unpacked + 256 * MIB)
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, for the time of the block.
+
+        Raises:
+            RefusedError: 413 for too large a body, 415 for a compressed one, 429 where there is no
+                room for it among the others.
+        """
+        limit = f"a body has at most {self._most} bytes"
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            text = f"a body must come uncompressed, but got Content-Encoding {coding[:80]!r}"
+            raise RefusedError(415, text)
+        declared = request.headers.get("content-length", "0")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self._most):
+            raise RefusedError(413, f"{limit}, but this has {declared[:20]}: send fewer rows")
+        exchange = exchange_of(request.scope)
+        exchange.reading = True
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                self._held += len(chunk)
+                if size > self._most:
+                    raise RefusedError(413, f"{limit}: send fewer rows")
+                if self._held > WAITING_BODIES * self._most:
+                    raise RefusedError(
+                        429, "too many bodies at a time: come later", retry_after_s=OVERLOADED_S
+                    )
+                parts.append(chunk)
+            exchange.reading = False
+            yield b"".join(parts)
+        finally:
+            self._held -= size
+
+    async def rows(self, content_type: str, body: bytes) -> list[Any]:
+        """The rows of a body, not yet checked against the schema's types.
+
+        Args:
+            content_type: the header; none is taken for JSON.
+
+        Raises:
+            RefusedError: 413, 415 or 422.
+            RowsError: where a row and field can be named.
+        """
+        schema, most = self._schema, self._limits.rows
+        kind = content_type.partition(";")[0].strip().lower() or JSON
+        taken = types_for(schema)
+        if kind not in taken:
+            raise RefusedError(
+                415, f"Content-Type must be one of {', '.join(taken)}, but got {kind[:80]!r}"
+            )
+        if kind == JSON:
+            rows = await aside(len(body), _from_json, schema, body, most, self._unpacked)
+        elif kind == CSV:
+            rows = await aside(len(body), tables.from_csv, schema, body, most)
+        elif kind in IMAGES:
+            rows = await aside(len(body), _from_image, schema, body)
+        else:
+            read = tables.from_parquet if kind == PARQUET else tables.from_arrow
+            rows = await self._sandbox.run(read, schema, body, most, self._unpacked)
+        if not rows:
+            raise RefusedError(422, "the body must hold at least one row, but holds none")
+        return rows
+
+    def close(self) -> None:
+        """End what was started for bodies."""
+        self._sandbox.close()
+
+
+async def aside(size: int, function: Callable[..., T], *args: Any) -> T:
+    """What the function returns: in a thread where it takes long, so that others are answered."""
+    return await asyncio.to_thread(function, *args) if size > SMALL else function(*args)
+
+
+def _from_json(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> list[Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(422, f"the body must be JSON: {error}") from None
+    rows = value.get("rows") if isinstance(value, dict) else None
+    if not isinstance(rows, list) or not rows or set(value) != {"rows"}:
+        raise RefusedError(422, 'the body must be {"rows": [{...}, ...]} with at least one row')
+    if len(rows) > max_rows:
+        raise tables.too_many_rows(max_rows)
+    return _decoded(schema, rows, max_bytes)
+
+
+def _decoded(schema: Schema, rows: list[Any], most: int) -> list[Any]:
+    """The same with images that are files in base64 as pixels.
+
+    Raises:
+        RefusedError: 413 when they unpack to more than ``most`` bytes.
+        RowsError: naming the row.
+    """
+    columns = [c for c in schema.columns if c.kind == "image"]
+    size = 0
+    for position, row in enumerate(rows):
+        for column in columns:
+            text = row.get(column.name) if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                continue
+            size += 4 * math.prod(column.shape)
+            if size > most:
+                raise tables.too_large(most)
+            try:
+                row[column.name] = images.decode_base64(column, text)
+            except images.ImageError as error:
+                problem = Problem(position, column.name, error.rule, error.value)
+                raise RowsError([problem]) from None
+    return rows
+
+
+def _from_image(schema: Schema, body: bytes) -> list[Any]:
+    (column,) = (c for c in schema.columns if c.kind == "image")
+    try:
+        return [{column.name: images.decode(column, body)}]
+    except images.ImageError as error:
+        raise RowsError([Problem(0, column.name, error.rule, error.value)]) from None

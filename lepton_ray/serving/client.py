@@ -1,0 +1,184 @@
+"""Ask an endpoint from Python: ``lepton_ray.Client(url).predict(rows)``."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from lepton_ray.errors import EndpointError, RefusedRequestError, UnavailableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+FIRST_WAIT_S = 0.2  # before the second try; twice as long before each further one
+LONGEST_WAIT_S = 20.0
+BUSY = (429, 503)
+
+
+class Client:
+    """One endpoint. Threads may share it; close it, or use it as a context manager.
+
+    Args:
+        url: as ``http://127.0.0.1:8000``.
+        key: what ``lepton-ray keys create`` printed, where the endpoint needs one.
+        timeout_s: of one try.
+        tries: at most, when the endpoint is busy (429, 503) or cannot be reached.
+        transport: of httpx, in place of the network.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        timeout_s: float = 60.0,
+        tries: int = 6,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._tries = tries
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=timeout_s, transport=transport
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End its connections."""
+        self._http.close()
+
+    def predict(
+        self,
+        rows: Sequence[Mapping[str, Any]] | pd.DataFrame | np.ndarray[Any, Any],
+        *,
+        top_k: int | None = None,
+    ) -> dict[str, Any]:
+        """The answer to each row, in order.
+
+        Args:
+            rows: mappings of column name to value; or a data frame; or an array, of images [n,
+                height, width(, channels)], or [n, columns] of numbers in the model's order.
+            top_k: only the likeliest classes; default all.
+
+        Returns:
+            ``model``, ``version`` and ``predictions``: for each row ``label`` and
+            ``probabilities``, or ``value``.
+
+        Raises:
+            RefusedRequestError: for what another try would not change; names the rule.
+            UnavailableError: when the endpoint is busy or away for longer than all tries.
+        """
+        sent = json.dumps({"rows": self._rows(rows)}, default=_plain)
+        query = {} if top_k is None else {"top_k": top_k}
+        headers = {"content-type": "application/json"}
+        answer: dict[str, Any] = self._ask(
+            lambda: self._http.post("/predict", content=sent, params=query, headers=headers)
+        )
+        return answer
+
+    def health(self) -> dict[str, Any]:
+        """``status``, ``model`` and ``version``; ``problem`` when it cannot follow its alias.
+
+        Raises:
+            RefusedRequestError, UnavailableError: see `predict`.
+        """
+        answer: dict[str, Any] = self._ask(lambda: self._http.get("/health"))
+        return answer
+
+    def _rows(self, rows: Any) -> list[Any]:
+        if hasattr(rows, "to_dict"):  # a data frame; pandas need not be there to find out
+            found: list[Any] = rows.to_dict("records")
+            return found
+        if not hasattr(rows, "ndim"):
+            return list(rows)
+        names = [tensor["name"] for tensor in self._model()["inputs"]]
+        if rows.ndim > 2 and len(names) == 1:
+            return [{names[0]: image} for image in rows]
+        if rows.ndim == 2 and rows.shape[1] == len(names):
+            return [dict(zip(names, row, strict=True)) for row in rows.tolist()]
+        raise RefusedRequestError(
+            f"an array must be [n, {len(names)}] of {', '.join(names)}, or images, but has shape "
+            f"{rows.shape}",
+            status=422,
+        )
+
+    def _model(self) -> dict[str, Any]:
+        name = self.health()["model"]
+        model: dict[str, Any] = self._ask(lambda: self._http.get(f"/v2/models/{name}"))
+        return model
+
+    def _ask(self, send: Callable[[], httpx.Response]) -> Any:
+        """One answer. Each request may be sent twice: to predict changes nothing."""
+        for attempt in range(1, self._tries + 1):
+            try:
+                response = send()
+            except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout) as error:
+                reason, asked = f"does not answer: {error or type(error).__name__}", 0.0
+            except httpx.HTTPError as error:
+                raise UnavailableError(f"{self.url}: {error or type(error).__name__}") from error
+            else:
+                if response.status_code == 200:
+                    return _json(self.url, response)
+                reason, asked = _said(response), _retry_after_s(response)
+                if response.status_code not in BUSY:
+                    raise RefusedRequestError(
+                        f"{self.url} {reason}",
+                        status=response.status_code,
+                        request_id=response.headers.get("x-request-id", ""),
+                    )
+            if attempt == self._tries or asked > LONGEST_WAIT_S:
+                break
+            time.sleep(wait_s(attempt, asked, random.random()))
+        raise UnavailableError(f"{self.url} {reason}; tried {attempt} times")
+
+
+def wait_s(attempt: int, asked_s: float, chance: float) -> float:
+    """Seconds before the next try: what the endpoint asked for, and a random part of a time that
+    doubles, so that clients sent away together do not come back together.
+
+    Args:
+        attempt: that failed, from 1.
+        chance: in [0, 1).
+    """
+    return asked_s + chance * float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds, or a date (RFC 9110, 10.2.3); 0 for none, or neither."""
+    text = response.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _said(response: httpx.Response) -> str:
+    return f"answers {response.status_code}: {response.text[:500]}"
+
+
+def _json(url: str, response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        raise EndpointError(f"{url} {_said(response)}, which is no JSON") from None
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a value must be a number, a text or an array, but got {type(value).__name__}")

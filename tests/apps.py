@@ -1,0 +1,151 @@
+"""An endpoint's application without Ray: the routes over a runtime in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import torch
+
+from lepton_ray import data, models
+from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
+from lepton_ray.data import Dataset
+from lepton_ray.serving import api, package
+from lepton_ray.serving.keys import Keyring
+from lepton_ray.serving.metrics import Metrics, Snapshot
+from lepton_ray.serving.runtime import Runtime
+
+
+@dataclass
+class Local:
+    """A predictor (see `api.Predictor`)."""
+
+    runtime: Runtime
+    problem: str = ""
+    counts: Metrics = field(default_factory=Metrics)
+    before: Callable[[], Any] | None = None
+    """Awaited before each answer."""
+
+    async def infer(self, columns: dict[str, Any]) -> tuple[Runtime, Any]:
+        if self.before is not None:
+            await self.before()
+        return self.runtime, self.runtime.predict_columns(columns)
+
+    async def totals(self) -> Snapshot:
+        return self.counts.snapshot()
+
+
+@dataclass
+class App:
+    """The application, reached in this process, and its access log."""
+
+    local: Local
+    asgi: Any
+    lines: list[dict[str, Any]]
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self.ask("POST", path, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.ask("GET", path, **options)
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return asyncio.run(self.later(method, path, **options))
+
+    async def later(self, method: str, path: str, **options: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(self.asgi)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **options)
+
+
+def app(runtime: Runtime, keyring: Keyring | None = None, **limits: Any) -> App:
+    local, lines = Local(runtime), []
+    made = api.build(
+        local,
+        limits=Limits(**limits),
+        keyring=keyring,
+        counts=local.counts,
+        log=lines.append,
+        echo=True,
+    )
+    return App(local, made, lines)
+
+
+def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
+    """Version 3 of an untrained model."""
+    torch.manual_seed(0)
+    package.build(
+        folder,
+        model=models.build(
+            model,
+            dataset.preprocess.input_shape,
+            dataset.schema.outputs,
+            dataset.preprocess.vocabulary,
+        ),
+        dataset_schema=dataset.schema,
+        preprocess=dataset.preprocess,
+        experiment_yaml="name: test\n",
+        sample_x=dataset.test.x[:64],
+        max_batch=64,
+        provenance={},
+    )
+    return Runtime.load(folder, name=name, version=3)
+
+
+def people(folder: Path) -> Runtime:
+    """Age and city, and one of two classes."""
+    cities = ["Bonn", "Rom", "Çorum"] * 100
+    frame = pd.DataFrame({"age": np.arange(300.0), "city": cities, "y": ["yes", "no"] * 150})
+    frame.to_csv(folder / "people.csv", index=False)
+    settings = TableData(kind="table", source=str(folder / "people.csv"), target="y")
+    return version(folder / "v", data.load(settings), Model(name="mlp", width=8), "people")
+
+
+def diabetes(folder: Path) -> Runtime:
+    """Ten numbers, and a number to predict."""
+    settings = TableData(
+        kind="table", source="sklearn:diabetes", target="target", task="regression"
+    )
+    return version(folder / "v", data.load(settings), Model(name="linear"), "diabetes")
+
+
+WORDS = {"good": ["fine", "lovely", "bright", "warm"], "bad": ["dull", "cold", "grim", "slow"]}
+
+
+def write_reviews(path: Path, n: int = 120) -> Path:
+    """Texts of some words each, two classes of other words; every third is one for testing."""
+    rng = random.Random(0)
+    rows = []
+    for number in range(n):
+        mood = ("good", "bad")[number % 2]
+        words = [rng.choice([*WORDS[mood], "the", "film", "is"]) for _ in range(rng.randint(3, 9))]
+        part = "test" if number % 3 == 0 else "train"
+        rows.append({"text": " ".join(words), "mood": mood, "part": part})
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def reviews(folder: Path) -> Runtime:
+    """Texts, and one of two classes."""
+    source = write_reviews(folder / "reviews.csv")
+    settings = TextData(
+        kind="text",
+        source=str(source),
+        text="text",
+        target="mood",
+        preprocess=TextPreprocess(length=12, characters=1000),
+    )
+    return version(folder / "v", data.load(settings), Model(name="text_cnn", width=8), "reviews")
+
+
+def digits(folder: Path) -> Runtime:
+    """Images of 8 x 8 with numbers from 0 to 16."""
+    dataset = data.load(ImageData(kind="image", source="sklearn:digits"))
+    return version(folder / "v", dataset, Model(name="cnn", width=4), "digits")

@@ -1,0 +1,181 @@
+"""Live replicas come, go, hang and are killed while the others train on, to the same bytes."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import pytest
+
+from lepton_ray.training.membership.generations import End, Generation, Standing, decide, held_up
+from tests.elastic import PHASES, Kill, LiveOutcome, Member, Outcome, train, train_live
+from tests.elastic import Generation as Fixed
+from tests.unit.test_exactness import PAIRS, STEPS, experiment
+
+LIVE_PHASES = (*PHASES, "enter", "heal", "measure")
+
+
+def standing(id: str, **rest: Any) -> Standing:
+    return Standing(id=id, guaranteed=rest.pop("guaranteed", False), **rest)
+
+
+def arrived(id: str, progress: tuple[int, int] | None = None, **rest: Any) -> Standing:
+    return standing(id, arrived=True, progress=progress, **rest)
+
+
+def test_a_run_starts_when_the_guaranteed_replicas_are_there() -> None:
+    live, first, second = arrived("c"), arrived("a", guaranteed=True), arrived("b", guaranteed=True)
+    assert decide([live, first], 2) is None
+    assert decide([live, first, second], 2) == Generation(
+        members=("c", "a", "b"), source=0, behind=(1, 2), restore=True
+    )
+
+
+def test_nothing_follows_before_every_member_has_arrived() -> None:
+    members = [standing("a", member=True), arrived("b", (5, 0), member=True), arrived("c")]
+    assert decide(members, 1) is None
+
+
+def test_those_behind_take_the_state_of_the_furthest() -> None:
+    there = [
+        arrived("a", (5, 0), member=True),
+        arrived("b", (6, 0), member=True),
+        arrived("c"),
+        arrived("d", (6, 0), member=True),
+    ]
+    assert decide(there, 1) == Generation(
+        members=("a", "b", "c", "d"), source=1, behind=(0, 2), restore=False
+    )
+
+
+def test_an_epoch_more_is_further() -> None:
+    there = [arrived("a", (7, 0), member=True), arrived("b", (7, 1), member=True)]
+    assert decide(there, 1) == Generation(members=("a", "b"), source=1, behind=(0,), restore=False)
+
+
+def test_live_replicas_train_on_without_the_guaranteed_ones_but_do_not_end_the_run() -> None:
+    assert isinstance(decide([arrived("c", (5, 0), member=True)], 1), Generation)
+    assert decide([arrived("c", (9, 1), member=True, done=True)], 1) is None
+    both = [
+        arrived("c", (9, 1), member=True, done=True),
+        arrived("a", (9, 1), member=True, done=True, guaranteed=True),
+    ]
+    assert decide(both, 1) == End()
+
+
+def test_one_that_leaves_is_no_member_of_the_next() -> None:
+    there = [arrived("a", (5, 0), member=True, leaving=True), arrived("b", (5, 0), member=True)]
+    following = decide(there, 1)
+    assert isinstance(following, Generation)
+    assert following.members == ("b",)
+
+
+@functools.cache
+def undisturbed(model: str, optimizer: str) -> Outcome:
+    return train(experiment(model, optimizer), [Fixed(1)])
+
+
+def check(outcome: LiveOutcome, model: str, optimizer: str, members: Any) -> None:
+    expected = undisturbed(model, optimizer)
+    assert outcome.sha256 == expected.sha256, members
+    assert (outcome.digest, outcome.history) == (expected.digest, expected.history), members
+
+
+def starts(outcome: LiveOutcome) -> list[int]:
+    return [e["replicas"] for e in outcome.events if e["kind"] == "start"]
+
+
+def lost_steps(outcome: LiveOutcome) -> int:
+    """Whole steps that the next generation did not go on from."""
+    lost, done = 0, 0
+    for event in outcome.events:
+        if event["kind"] == "step":
+            done = max(done, event["step"])
+        elif event["kind"] == "start":
+            lost += max(0, done - event["step"])
+    return lost
+
+
+def schedule(seed: int) -> list[Member]:
+    rng = random.Random(seed)
+    members = [Member() for _ in range(rng.randint(1, 2))]
+    for _ in range(rng.randint(1, 4)):
+        joins_at = rng.choice([0, 0, rng.randint(1, STEPS - 3)])
+        end = rng.randint(joins_at, STEPS - 1)
+        fate = rng.choice(["kill", "kill", "leave", "stay"])
+        kill = Kill(-1, end, rng.choice(LIVE_PHASES)) if fate == "kill" else None
+        members.append(Member(joins_at, kill, end if fate == "leave" else None))
+    rng.shuffle(members)
+    return members
+
+
+def test_joining_and_leaving_lose_no_step() -> None:
+    members = [Member(), Member(joins_at=3), Member(leaves_at=7)]
+    outcome = train_live(experiment("cnn", "adamw"), members)
+    check(outcome, "cnn", "adamw", members)
+    assert max(starts(outcome)) == 3
+    assert starts(outcome)[-1] == 2
+    assert lost_steps(outcome) == 0
+
+
+@pytest.mark.parametrize("phase", ["backward", "gather", "optimizer", "measure"])
+def test_the_loss_of_replica_0_costs_the_step_in_flight(phase: str) -> None:
+    members = [Member(kill=Kill(0, 7, phase)), Member(), Member()]
+    outcome = train_live(experiment("cnn", "sgd"), members)
+    check(outcome, "cnn", "sgd", members)
+    assert lost_steps(outcome) == 0, "only the step in flight is done again"
+    assert starts(outcome)[-1] == 2
+
+
+def test_one_that_hangs_is_dropped_and_comes_back() -> None:
+    members = [Member(), Member(stopped_at=4)]
+    outcome = train_live(experiment("mlp", "sgd"), members, pause_s=0.1)
+    check(outcome, "mlp", "sgd", members)
+    reasons = [e["reason"] for e in outcome.events if e["kind"] == "resize"]
+    assert reasons == ["replica 1 silent for 1 s", "replica 1 joined"]
+
+
+def test_one_that_holds_the_others_up_is_reported_once() -> None:
+    members = [Member(), Member(slow=True), Member()]
+    outcome = train_live(experiment("mlp", "sgd"), members)
+    check(outcome, "mlp", "sgd", members)
+    (reason,) = (e["reason"] for e in outcome.events if e["kind"] == "straggler")
+    assert reason.startswith("replica 1 holds the others up: 0.1")
+
+
+def test_who_holds_others_up_takes_far_longer_than_they() -> None:
+    there = [standing(n, member=True, shard_s=s) for n, s in (("a", 1.0), ("b", 1.4), ("c", 2.0))]
+    assert [held_up(there, s.id) for s in there] == [None, None, 1.2]
+    assert held_up(there[:1], "a") is None, "alone"
+    assert held_up([*there, standing("d", shard_s=9.0)], "d") is None, "no member"
+
+
+def test_one_that_computes_wrongly_is_outvoted_and_its_steps_are_done_again() -> None:
+    """Wrong after step 4, found at the link of step 5, in which all have its gradients."""
+    asked = experiment("mlp", "sgd", digest_every=5)
+    members = [Member(corrupt=True), Member(), Member()]
+    outcome = train_live(asked, members)
+    expected = train(asked, [Fixed(1)])
+    assert outcome.sha256 == expected.sha256
+    assert (outcome.digest, outcome.history) == (expected.digest, expected.history)
+    (reason,) = (e["reason"] for e in outcome.events if e["kind"] == "outvoted")
+    assert "different bytes at step 5, first in 1.weight" in reason
+    assert reason.endswith("2 others agree")
+    began = [e["step"] for e in outcome.events if e["kind"] == "start"]
+    assert began[-1] == 0, "the checkpoint of step 3 was not checked yet"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_schedules(seed: int) -> None:
+    model, optimizer = PAIRS[seed % len(PAIRS)]
+    members = schedule(seed)
+    check(train_live(experiment(model, optimizer), members), model, optimizer, members)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1000, 1200))
+def test_live_soak(seed: int) -> None:
+    model, optimizer = PAIRS[seed % len(PAIRS)]
+    members = schedule(seed)
+    check(train_live(experiment(model, optimizer), members), model, optimizer, members)
