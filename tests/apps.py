@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 
 from lepton_ray import data, models
-from lepton_ray.config.schema import ImageData, Limits, Model, TableData
+from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
 from lepton_ray.data import Dataset
 from lepton_ray.serving import api, package
 from lepton_ray.serving.keys import Keyring
@@ -82,7 +83,12 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
     torch.manual_seed(0)
     package.build(
         folder,
-        model=models.build(model, dataset.preprocess.input_shape, dataset.schema.outputs),
+        model=models.build(
+            model,
+            dataset.preprocess.input_shape,
+            dataset.schema.outputs,
+            dataset.preprocess.vocabulary,
+        ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,
         experiment_yaml="name: test\n",
@@ -108,6 +114,35 @@ def diabetes(folder: Path) -> Runtime:
         kind="table", source="sklearn:diabetes", target="target", task="regression"
     )
     return version(folder / "v", data.load(settings), Model(name="linear"), "diabetes")
+
+
+WORDS = {"good": ["fine", "lovely", "bright", "warm"], "bad": ["dull", "cold", "grim", "slow"]}
+
+
+def write_reviews(path: Path, n: int = 120) -> Path:
+    """Texts of some words each, two classes of other words; every third is one for testing."""
+    rng = random.Random(0)
+    rows = []
+    for number in range(n):
+        mood = ("good", "bad")[number % 2]
+        words = [rng.choice([*WORDS[mood], "the", "film", "is"]) for _ in range(rng.randint(3, 9))]
+        part = "test" if number % 3 == 0 else "train"
+        rows.append({"text": " ".join(words), "mood": mood, "part": part})
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def reviews(folder: Path) -> Runtime:
+    """Texts, and one of two classes."""
+    source = write_reviews(folder / "reviews.csv")
+    settings = TextData(
+        kind="text",
+        source=str(source),
+        text="text",
+        target="mood",
+        preprocess=TextPreprocess(length=12, characters=1000),
+    )
+    return version(folder / "v", data.load(settings), Model(name="text_cnn", width=8), "reviews")
 
 
 def digits(folder: Path) -> Runtime:

@@ -43,9 +43,19 @@ class OpenSection(Section):
 class Split(Section):
     test: Literal["given"] | Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the samples held out for the gate, or ``given``: the source brings its own."""
+    column: str | None = None
+    """The column of a table or of texts that says ``train`` or ``test`` of every row."""
     validation: float = Field(0.1, gt=0, lt=1)
     """Share of the remaining samples that tuning and early stopping look at."""
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _column_is_given(self) -> Split:
+        if self.column is not None and self.test != "given":
+            raise ValueError(
+                f"a split by column {self.column!r} needs test: given, but got {self.test}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Split:
@@ -66,12 +76,28 @@ class TablePreprocess(Section):
     """What an empty number is: an error, or the training split's median."""
 
 
+class TextPreprocess(Section):
+    vocabulary: int = Field(30_000, ge=1)
+    """Words the model knows: the most frequent of the training split. All others are one word."""
+    length: int = Field(256, ge=1)
+    """Words of a text the model sees. A longer one is cut, and ``plan`` says of how many."""
+    characters: int = Field(100_000, ge=1)
+    """Characters a text may have: in the source, in a file to predict, and over HTTP."""
+
+
 class ImageData(Section):
     kind: Literal["image"]
     source: str
     """``sklearn:digits``, an ``.npz`` with x and y, or a folder with the IDX files of MNIST."""
     split: Split = Split()
     preprocess: ImagePreprocess = ImagePreprocess()
+
+    @field_validator("split")
+    @classmethod
+    def _has_no_columns(cls, split: Split) -> Split:
+        if split.column is not None:
+            raise ValueError(f"images have no columns to split by, but got {split.column!r}")
+        return split
 
 
 class TableData(Section):
@@ -86,6 +112,21 @@ class TableData(Section):
     """Columns that are not features (an id, a leak)."""
     split: Split = Split()
     preprocess: TablePreprocess = TablePreprocess()
+
+
+class TextData(Section):
+    kind: Literal["text"]
+    source: str
+    """A CSV, Parquet or JSONL file, in UTF-8."""
+    text: str
+    """The column of texts. An empty cell is an empty text."""
+    target: str
+    """The column of classes to predict."""
+    split: Split = Split()
+    preprocess: TextPreprocess = TextPreprocess()
+
+
+Data = ImageData | TableData | TextData
 
 
 class Model(OpenSection):
@@ -333,7 +374,7 @@ class Experiment(Section):
     """Version of this format; older files are upgraded when read."""
     name: str
     """Names the MLflow experiment, the registered model and the folder of results."""
-    data: Annotated[ImageData | TableData, Field(discriminator="kind")]
+    data: Annotated[Data, Field(discriminator="kind")]
     model: Model
     train: Train = Train()
     workers: Workers = Workers()

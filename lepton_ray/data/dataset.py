@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lepton_ray.config.schema import ImageData, TableData
-from lepton_ray.data import preprocess, sources, split
-from lepton_ray.data.preprocess import Preprocess
+from lepton_ray.config.schema import Data, ImageData, TableData
+from lepton_ray.data import preprocess, sources, split, words
+from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    x: npt.NDArray[np.float32]
+    x: Inputs
     """[n, *input_shape]"""
     y: npt.NDArray[np.int64] | npt.NDArray[np.float64]
     """[n] Index into the classes, or the target's value."""
@@ -37,13 +37,15 @@ class Dataset:
     """The test split as a person would send it: column name -> raw values [n, ...]."""
     digest: str
     """SHA-256 over all raw values, labels and the split."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about the samples, for the plan to tell."""
 
 
-def load(data: ImageData | TableData) -> Dataset:
+def load(data: Data) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
 
     Raises:
-        DataError: see `sources.read`, `split.divide` and `preprocess.fit_table`.
+        DataError: see `sources.read`, `split.divide` and `preprocess`.
     """
     raw = sources.read(data)
     classes, y = _classes(data, raw)
@@ -56,8 +58,10 @@ def load(data: ImageData | TableData) -> Dataset:
         fitted = preprocess.fit_image(
             raw.kinds[0], columns["train"]["image"], data.preprocess.normalize
         )
-    else:
+    elif isinstance(data, TableData):
         fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess.missing)
+    else:
+        fitted = preprocess.fit_text(raw.kinds[0], columns["train"][data.text], data.preprocess)
     if not classes:
         fitted = preprocess.fit_target(fitted, y[parts["train"]])
     samples = {
@@ -69,20 +73,38 @@ def load(data: ImageData | TableData) -> Dataset:
         preprocess=fitted,
         test_columns=columns["test"],
         digest=_digest(raw, parts),
+        notes=_notes(fitted, raw),
         **samples,
     )
 
 
 def _classes(
-    data: ImageData | TableData, raw: sources.Raw
+    data: Data, raw: sources.Raw
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64] | npt.NDArray[np.float64]]:
     """The classes and each sample's index; no classes and the values where labels are numbers."""
     if raw.labels.dtype.kind == "f":
         return (), raw.labels.astype(np.float64)
     classes, y = np.unique(raw.labels, return_inverse=True)
     if len(classes) < 2:
-        raise DataError(f"{data.source}: all labels are {classes[0]!r}; there is nothing to learn")
+        raise DataError(
+            f"{data.source}: all labels are {str(classes[0])!r}; there is nothing to learn"
+        )
     return tuple(str(c) for c in classes), y.astype(np.int64)
+
+
+def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
+    if fitted.tokenizer is None:
+        return ()
+    (texts,) = raw.columns.values()
+    counts = words.counts(fitted.tokenizer, texts.tolist())
+    (length,) = fitted.input_shape
+    cut, empty = int((counts > length).sum()), int((counts == 0).sum())
+    notes = [f"{fitted.vocabulary:,} words are known, a text is {length} of them"]
+    if cut:
+        notes.append(f"{cut:,} of {len(texts):,} texts are longer and are cut")
+    if empty:
+        notes.append(f"{empty:,} of {len(texts):,} texts have no words")
+    return tuple(notes)
 
 
 def _digest(raw: sources.Raw, parts: dict[str, split.Indices]) -> str:
@@ -90,5 +112,10 @@ def _digest(raw: sources.Raw, parts: dict[str, split.Indices]) -> str:
     arrays = [*raw.columns.items(), ("", raw.labels), *parts.items()]
     for name, values in arrays:
         digest.update(f"{name}|{values.dtype}|{values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
+        if values.dtype == object:  # texts, each behind its length
+            for text in values:
+                content = text.encode()
+                digest.update(len(content).to_bytes(8, "little") + content)
+        else:
+            digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

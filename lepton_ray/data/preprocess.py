@@ -1,25 +1,32 @@
 """Preprocessing, fitted on the training split only; the same code in training, batch and HTTP.
 
-Saved as ``preprocess.json`` and ``preprocess.safetensors``: no pickle.
+Saved as ``preprocess.json``, ``preprocess.safetensors`` and, for texts, ``tokenizer.json``: no
+pickle.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
+from lepton_ray.config.schema import TextPreprocess
+from lepton_ray.data import words
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError
 
 FORMAT = 1
+TOKENIZER = "tokenizer.json"
 Floats = npt.NDArray[np.float32]
+Inputs = npt.NDArray[np.float32] | npt.NDArray[np.int32]
+"""[n, ...] What a model takes: numbers, or the numbers of words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +39,26 @@ class Preprocess:
     target_mean: float = 0.0
     target_deviation: float = 1.0
     """Of a number to predict: a model learns (value - mean) / deviation."""
+    tokenizer: Tokenizer | None = None
+    """Of texts; see `words`."""
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many words there are, for a model of texts: their numbers lie below it."""
+        return self.tokenizer.get_vocab_size() if self.tokenizer else None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one sample as the model takes it: (channels, height, width) or (features,)."""
+        """Of one sample for the model: (channels, height, width), (features,) or (words,)."""
         first = self.columns[0]
         if first.kind == "image":
             height, width, *channels = first.shape
             return (channels[0] if channels else 1, height, width)
+        if self.tokenizer is not None:
+            return (words.length(self.tokenizer),)
         return (sum(len(c.categories) if c.kind == "category" else 1 for c in self.columns),)
 
-    def apply(self, columns: Mapping[str, Any]) -> Floats:
+    def apply(self, columns: Mapping[str, Any]) -> Inputs:
         """[n, *input_shape] from column name -> [n, ...] values.
 
         Raises:
@@ -50,6 +66,8 @@ class Preprocess:
         """
         if self.columns[0].kind == "image":
             return self._image(np.asarray(columns[self.columns[0].name]))
+        if self.tokenizer is not None:
+            return words.encode(self.tokenizer, columns[self.columns[0].name])
         return self._table(columns)
 
     def _image(self, x: npt.NDArray[np.generic]) -> Floats:
@@ -86,41 +104,30 @@ class Preprocess:
         return features
 
     def save(self, folder: Path) -> None:
-        """Write ``preprocess.json`` and ``preprocess.safetensors``."""
-        columns = [
-            {
-                "name": c.name,
-                "kind": c.kind,
-                "shape": c.shape,
-                "low": c.low,
-                "high": c.high,
-                "categories": c.categories,
-            }
-            for c in self.columns
-        ]
+        """Write the files that `load` reads."""
         value = {
             "format": FORMAT,
             "missing": self.missing,
-            "columns": columns,
+            "columns": [asdict(c) for c in self.columns],
             "target": {"mean": self.target_mean, "deviation": self.target_deviation},
         }
         (folder / "preprocess.json").write_text(json.dumps(value, indent=1))
         save_file(dict(self.tensors), folder / "preprocess.safetensors")
+        if self.tokenizer is not None:
+            self.tokenizer.save(str(folder / TOKENIZER), pretty=False)
 
     @staticmethod
     def load(folder: Path) -> Preprocess:
         """Read what `save` wrote."""
         value = json.loads((folder / "preprocess.json").read_text())
-        columns = tuple(
-            Column(**{**c, "shape": tuple(c["shape"]), "categories": tuple(c["categories"])})
-            for c in value["columns"]
-        )
+        tokenizer = folder / TOKENIZER
         return Preprocess(
-            columns=columns,
+            columns=tuple(map(Column.from_json, value["columns"])),
             missing=value["missing"],
             tensors=load_file(folder / "preprocess.safetensors"),
             target_mean=value["target"]["mean"],
             target_deviation=value["target"]["deviation"],
+            tokenizer=Tokenizer.from_file(str(tokenizer)) if tokenizer.exists() else None,
         )
 
 
@@ -172,6 +179,12 @@ def fit_table(
         "scale": _inverse(np.array(deviation)),
     }
     return Preprocess(columns=tuple(fitted), missing=missing, tensors=_as_float32(tensors))
+
+
+def fit_text(column: Column, texts: npt.NDArray[Any], limits: TextPreprocess) -> Preprocess:
+    """A tokenizer of the training texts [n]."""
+    tokenizer = words.fit(texts.tolist(), limits.vocabulary, limits.length)
+    return Preprocess(columns=(column,), missing="refuse", tensors={}, tokenizer=tokenizer)
 
 
 def fit_target(fitted: Preprocess, y: npt.NDArray[np.generic]) -> Preprocess:

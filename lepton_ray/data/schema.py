@@ -13,7 +13,7 @@ from typing import Any, Literal
 @dataclass(frozen=True, kw_only=True)
 class Column:
     name: str
-    kind: Literal["image", "number", "category"]
+    kind: Literal["image", "number", "category", "text"]
     shape: tuple[int, ...] = ()
     """Of one value: (height, width) or (height, width, channels) for an image, () otherwise."""
     low: float | None = None
@@ -21,6 +21,14 @@ class Column:
     """Smallest and largest value of the training split (of the format, for an image)."""
     categories: tuple[str, ...] = ()
     """The values of a category seen in training, sorted."""
+    longest: int | None = None
+    """Characters a text may have."""
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Column:
+        """The inverse of `dataclasses.asdict`, over JSON."""
+        shape, categories = tuple(value["shape"]), tuple(value["categories"])
+        return Column(**{**value, "shape": shape, "categories": categories})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +48,5 @@ class Schema:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Schema:
-        columns = tuple(
-            Column(
-                **{
-                    **column,
-                    "shape": tuple(column["shape"]),
-                    "categories": tuple(column["categories"]),
-                }
-            )
-            for column in value["columns"]
-        )
+        columns = tuple(map(Column.from_json, value["columns"]))
         return Schema(columns=columns, target=value["target"], classes=tuple(value["classes"]))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from lepton_ray.config.schema import ImageData, TableData
+from lepton_ray.config.schema import Data, ImageData, TableData, TextData
+from lepton_ray.data import words
+from lepton_ray.data.frames import read_frame, sklearn_table
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError
 
@@ -21,7 +23,6 @@ Array = npt.NDArray[np.generic]
 Labels = npt.NDArray[np.str_] | npt.NDArray[np.float64]
 
 MAX_CATEGORIES = 1000
-SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "wine")
 IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
@@ -35,7 +36,8 @@ class Raw:
     """All samples as the source holds them, before any split."""
 
     columns: dict[str, Array]
-    """Column name -> values, [n, ...]; images uint8 or float32, numbers float64, categories str."""
+    """Column name -> values, [n, ...]; images uint8 or float32, numbers float64, categories
+    str, texts objects (an array of str would give each text the room of the longest)."""
     kinds: tuple[Column, ...]
     """The columns' types; ranges and categories of tables are filled in from the training split."""
     labels: Labels
@@ -48,13 +50,18 @@ class Raw:
         return len(self.labels)
 
 
-def read(data: ImageData | TableData) -> Raw:
+def read(data: Data) -> Raw:
     """The samples of a data section.
 
     Raises:
         DataError: when the source is missing, of another format, or holds no samples.
     """
-    raw = _read_images(data) if isinstance(data, ImageData) else _read_table(data)
+    if isinstance(data, ImageData):
+        raw = _read_images(data)
+    elif isinstance(data, TableData):
+        raw = _read_table(data)
+    else:
+        raw = _read_texts(data)
     if len(raw) == 0:
         raise DataError(f"data.source {data.source!r} holds no samples")
     return raw
@@ -149,54 +156,6 @@ def _read_idx(path: Path) -> Array:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """A CSV, Parquet or JSONL file.
-
-    Raises:
-        DataError: when it is missing, of another kind or cannot be read.
-    """
-    import pandas as pd
-
-    readers = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".jsonl": lambda p: pd.read_json(p, lines=True),
-    }
-    if path.suffix not in readers:
-        raise DataError(f"{str(path)!r} must end with {', '.join(readers)}")
-    if not path.exists():
-        raise DataError(f"{str(path)!r} does not exist (looked in {Path.cwd()})")
-    try:
-        return readers[path.suffix](path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV, Parquet or JSONL file as plain values.
-
-    Raises:
-        DataError: see `read_frame`.
-    """
-    rows: list[dict[str, Any]] = read_frame(path).to_dict("records")
-    return rows
-
-
-def _sklearn_table(name: str) -> pd.DataFrame:
-    """A table inside scikit-learn, with its classes by name where it has any."""
-    from sklearn import datasets
-
-    if name not in SKLEARN_TABLES:
-        raise DataError(
-            f"data.source 'sklearn:{name}' is not a table; known: {', '.join(SKLEARN_TABLES)}"
-        )
-    loaded = getattr(datasets, f"load_{name}")(as_frame=True)
-    frame: pd.DataFrame = loaded.frame
-    if "target_names" in loaded:
-        frame = frame.assign(target=loaded.target_names[frame["target"]])
-    return frame
-
-
 def _targets(data: TableData, values: pd.Series) -> Labels:
     """[n] Numbers for a regression, else texts.
 
@@ -221,13 +180,48 @@ def _targets(data: TableData, values: pd.Series) -> Labels:
                 f"{data.source}: every {data.target!r} is {numbers[0]:g}; there is nothing to learn"
             )
         return numbers
+    return _classes(data, values, "set data.task: regression")
+
+
+def _classes(data: TableData | TextData, values: pd.Series, way_out: str) -> npt.NDArray[np.str_]:
     labels: npt.NDArray[np.str_] = values.astype(str).to_numpy(dtype=np.str_)
     if len(set(labels)) > MAX_CATEGORIES:
         raise DataError(
             f"{data.source}: target {data.target!r} has {len(set(labels))} distinct values, and a "
-            f"classification has at most {MAX_CATEGORIES} classes: set data.task: regression"
+            f"classification has at most {MAX_CATEGORIES} classes: {way_out}"
         )
     return labels
+
+
+def _check_columns(data: TableData | TextData, frame: pd.DataFrame, names: list[str]) -> None:
+    for name in names:
+        if name not in frame.columns:
+            raise DataError(
+                f"{data.source}: no column {name!r}; it has {', '.join(map(str, frame.columns))}"
+            )
+    unlabelled = int(frame[data.target].isna().sum())
+    if unlabelled:
+        raise DataError(f"{data.source}: {unlabelled} of {len(frame)} rows have no {data.target!r}")
+
+
+def _given_test(data: TableData | TextData, frame: pd.DataFrame) -> npt.NDArray[np.bool_] | None:
+    """[n] Where the split's column says test."""
+    column = data.split.column
+    if column is None:
+        return None
+    if column not in frame.columns:
+        raise DataError(
+            f"{data.source}: no column {column!r} to split by (data.split.column); it has "
+            f"{', '.join(map(str, frame.columns))}"
+        )
+    other = sorted({str(v) for v in frame[column].unique()} - {"train", "test"})
+    if other:
+        raise DataError(
+            f"{data.source}: the column to split by, {column!r}, must say train or test in every "
+            f"row, but it says {other[0]!r}"
+        )
+    is_test: npt.NDArray[np.bool_] = (frame[column] == "test").to_numpy(dtype=np.bool_)
+    return is_test
 
 
 def _read_table(data: TableData) -> Raw:
@@ -235,23 +229,16 @@ def _read_table(data: TableData) -> Raw:
 
     path = data.source
     frame = (
-        _sklearn_table(path.removeprefix("sklearn:"))
+        sklearn_table(path.removeprefix("sklearn:"))
         if path.startswith("sklearn:")
         else read_frame(Path(path))
     )
-    for name in (data.target, *data.drop):
-        if name not in frame.columns:
-            raise DataError(
-                f"{path}: no column {name!r}; it has {', '.join(map(str, frame.columns))}"
-            )
-    unlabelled = int(frame[data.target].isna().sum())
-    if unlabelled:
-        raise DataError(f"{path}: {unlabelled} of {len(frame)} rows have no {data.target!r}")
+    _check_columns(data, frame, [data.target, *data.drop])
     labels = _targets(data, frame[data.target])
     columns: dict[str, Array] = {}
     kinds = []
     for name in frame.columns:
-        if name == data.target or name in data.drop:
+        if name in (data.target, data.split.column, *data.drop):
             continue
         values = frame[name]
         if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
@@ -268,4 +255,53 @@ def _read_table(data: TableData) -> Raw:
             kinds.append(Column(name=str(name), kind="category"))
     if not kinds:
         raise DataError(f"{path}: no feature columns are left beside {data.target!r}")
-    return Raw(columns=columns, kinds=tuple(kinds), labels=labels, target=data.target)
+    return Raw(
+        columns=columns,
+        kinds=tuple(kinds),
+        labels=labels,
+        target=data.target,
+        given_test=_given_test(data, frame),
+    )
+
+
+def _read_texts(data: TextData) -> Raw:
+    frame = read_frame(Path(data.source), texts=[data.text])
+    _check_columns(data, frame, [data.text, data.target])
+    texts = frame[data.text].to_numpy(dtype=object)
+    longest = data.preprocess.characters
+    for row, text in enumerate(texts):
+        if rule := words.problem(text, longest):
+            way_out = (
+                "name a column of texts in data.text"
+                if not isinstance(text, str)
+                else "shorten it, or raise data.preprocess.characters"
+            )
+            raise DataError(
+                f"{data.source}: row {row} of column {data.text!r} {rule}, but is "
+                f"{text!r:.80}: {way_out}"
+            )
+    if len(texts) and not any(map(str.strip, texts)):
+        raise DataError(
+            f"{data.source}: all {len(texts)} texts in column {data.text!r} are empty: name "
+            "another column in data.text"
+        )
+    if len(texts) and all(map(_is_number, texts)):
+        raise DataError(
+            f"{data.source}: column {data.text!r} holds numbers and no texts, such as "
+            f"{texts[0]!r}: name a column of texts in data.text, or set data.kind: table"
+        )
+    return Raw(
+        columns={data.text: texts},
+        kinds=(Column(name=data.text, kind="text", longest=longest),),
+        labels=_classes(data, frame[data.target], "name a column of classes in data.target"),
+        target=data.target,
+        given_test=_given_test(data, frame),
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return False
+    return True

@@ -26,7 +26,8 @@ def divide(
     if split.test == "given":
         if given_test is None:
             raise DataError(
-                "data.split.test is 'given', but the source has no test part: set a share"
+                "data.split.test is 'given', but the source has no test part: set a share, or name "
+                "the column that says it in data.split.column"
             )
         test = np.flatnonzero(given_test)
         rest = np.flatnonzero(~given_test)

@@ -36,6 +36,8 @@ class Plan:
     samples: dict[str, int]
     classes: int
     data_digest: str
+    notes: tuple[str, ...]
+    """About the data."""
     model: str
     parameters: int
     batch: int
@@ -66,6 +68,7 @@ class Plan:
             [
                 f"plan   {self.name}",
                 f"  data     {parts}; {target}; digest {self.data_digest[:12]}",
+                *(f"           {note}" for note in self.notes),
                 f"  model    {self.model}, {self.parameters:,} parameters",
                 f"  step     batch {self.batch} = {self.shards} shards x "
                 f"{self.batch // self.shards}; {self.step_ms:.1f} ms for one replica here; "
@@ -145,6 +148,7 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
         },
         classes=len(dataset.schema.classes),
         data_digest=dataset.digest,
+        notes=dataset.notes,
         model=experiment.model.name,
         parameters=sum(p.numel() for p in replica.state.model.parameters()),
         batch=train.batch,

@@ -1,5 +1,6 @@
 """Models by name. A model is any function ``(input_shape, classes, **params) -> nn.Module``.
 
+One for texts also has the argument ``vocabulary``, which the data give and an experiment does not.
 A built-in one is a file here and a line in `BUILT_IN`; a person's own is
 ``package.module:function``.
 """
@@ -23,7 +24,10 @@ BUILT_IN = {
     "cnn": "lepton_ray.models.cnn:cnn",
     "linear": "lepton_ray.models.linear:linear",
     "mlp": "lepton_ray.models.mlp:mlp",
+    "text_bag": "lepton_ray.models.text_bag:text_bag",
+    "text_cnn": "lepton_ray.models.text_cnn:text_cnn",
 }
+VOCABULARY = "vocabulary"
 
 
 def find(name: str) -> Builder:
@@ -47,20 +51,34 @@ def find(name: str) -> Builder:
 
 
 def parameters(name: str) -> dict[str, Any] | None:
-    """Names and defaults of what a model takes beside the shapes; None when it takes anything."""
+    """Names and defaults of what an experiment may set; None when the model takes anything."""
     taken = list(inspect.signature(find(name)).parameters.values())[2:]
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return None
-    return {p.name: p.default for p in taken}
+    return {p.name: p.default for p in taken if p.name != VOCABULARY}
 
 
-def build(model: Model, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(
+    model: Model, input_shape: tuple[int, ...], classes: int, vocabulary: int | None = None
+) -> nn.Module:
     """The module of a model section, on the CPU, in training mode.
 
+    Args:
+        vocabulary: how many words there are, for texts only.
+
     Raises:
-        ExperimentError: for an unknown name or argument, or when the function refuses its values.
+        ExperimentError: for an unknown name or argument, a model that takes no texts or nothing
+            else, or when the function refuses its values.
     """
     known = parameters(model.name)
+    given = {} if vocabulary is None else {VOCABULARY: vocabulary}
+    takes_texts = VOCABULARY in inspect.signature(find(model.name)).parameters
+    if takes_texts != bool(given) and not (given and known is None):
+        does = "takes texts only" if takes_texts else "takes no texts (it has no vocabulary)"
+        fit = [name for name in BUILT_IN if name.startswith("text_") == bool(given)]
+        raise ExperimentError(
+            "experiment", [f"model.name: {model.name} {does}: set one of {', '.join(fit)}"]
+        )
     if known is not None:
         problems = [
             f"model.{p}: {model.name} takes no {p!r}, {nearest(p, known)}"
@@ -70,6 +88,6 @@ def build(model: Model, input_shape: tuple[int, ...], classes: int) -> nn.Module
         if problems:
             raise ExperimentError("experiment", problems)
     try:
-        return find(model.name)(input_shape, classes, **model.params)
+        return find(model.name)(input_shape, classes, **given, **model.params)
     except (TypeError, ValueError) as error:
         raise ExperimentError("experiment", [f"model: {model.name}: {error}"]) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_ray.config import load
-from lepton_ray.data import sources
+from lepton_ray.data import frames
 from lepton_ray.jobs import session
 from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.serving import endpoint
@@ -36,8 +36,10 @@ def predict_file(
     reference: str, path: str, *, output: str | None, terminal: Terminal
 ) -> dict[str, Any]:
     """Predict every row of a JSONL, CSV or Parquet file; one JSON line a row."""
-    rows = sources.read_rows(Path(path))
-    answers = load_model(reference).predict(rows)
+    runtime = load_model(reference)
+    texts = [c.name for c in runtime.schema.columns if c.kind == "text"]
+    rows = frames.read_rows(Path(path), texts)
+    answers = runtime.predict(rows)
     lines = [answer.model_dump_json() for answer in answers]
     if output is None:
         for line in lines:

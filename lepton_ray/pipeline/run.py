@@ -216,7 +216,10 @@ class Run:
         run_id = results["train"]["run_id"]
         folder = self._folder.path / "version"
         model = models.build(
-            experiment.model, dataset.preprocess.input_shape, dataset.schema.outputs
+            experiment.model,
+            dataset.preprocess.input_shape,
+            dataset.schema.outputs,
+            dataset.preprocess.vocabulary,
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
@@ -282,7 +285,7 @@ class Run:
                 checked = check_endpoint(client, load_model(reference), rows)
             self._terminal.say(
                 f"query  {checked} test samples over HTTP equal load_model({reference!r}).predict\n"
-                f"       {endpoint.curl(live, rows[0])}"
+                f"       {endpoint.curl(live, min(rows, key=lambda row: len(str(row))))}"
             )
             if self._keep:
                 live.keep(self._terminal.say)

@@ -81,7 +81,7 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
             f"Serve on this cluster listens at {listening.host}:{listening.port} already, and "
             f"cannot at {config.host}:{config.port} too: set serve.host and serve.port to those"
         )
-    following = follower.start(reference, version, source)
+    following, files = follower.start(reference, version, source)
     try:
         try:
             serve.run(
@@ -97,6 +97,7 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
     finally:
         serve.delete(version.name)
         ray.kill(following)
+        del files
 
 
 def _keys(config: Serve) -> tuple[KeySource | None, str | None]:

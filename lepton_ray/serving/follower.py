@@ -98,16 +98,21 @@ class Follower:
     """Follows ``name@alias``; ``name/version`` never changes.
 
     Args:
-        version, files: what the reference named when the endpoint was asked for.
+        version, files: what the reference named when the endpoint was asked for; the files as a
+            reference in a list.
         key_source: None where no keys are needed.
     """
 
     def __init__(
-        self, reference: str, version: int, files: Files, key_source: KeySource | None = None
+        self,
+        reference: str,
+        version: int,
+        files: list[ray.ObjectRef[Files]],
+        key_source: KeySource | None = None,
     ) -> None:
         self._reference = reference
         self._version = version
-        self._files: ray.ObjectRef[Files] = ray.put(files)
+        (self._files,) = files
         self._key_source = key_source
         self._keys: tuple[Key, ...] = ()
         self._problem = ""
@@ -157,10 +162,18 @@ class Follower:
         return self._board.totals(now_s)
 
 
-def start(reference: str, version: registry.ModelVersion, key_source: KeySource | None) -> Any:
-    """A follower on this node, where the registry can be reached; the handle keeps it alive."""
+def start(
+    reference: str, version: registry.ModelVersion, key_source: KeySource | None
+) -> tuple[Any, ray.ObjectRef[Files]]:
+    """A follower on this node, where the registry can be reached.
+
+    Returns:
+        Its handle, which keeps it alive, and the files, which are to be kept as long: when it is
+        restarted it begins with them again.
+    """
     here = ray.get_runtime_context().get_node_id()
-    return (
+    files = ray.put(read_files(version.folder()))
+    actor = (
         ray.remote(Follower)
         .options(
             num_cpus=0,
@@ -168,8 +181,9 @@ def start(reference: str, version: registry.ModelVersion, key_source: KeySource 
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
             runtime_env={"env_vars": {"MLFLOW_TRACKING_URI": store.absolute_uri()}},
         )
-        .remote(reference, version.version, read_files(version.folder()), key_source)
+        .remote(reference, version.version, [files], key_source)
     )
+    return actor, files
 
 
 def read_files(folder: Path) -> Files:

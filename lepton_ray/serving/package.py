@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lepton_ray.data.preprocess import Preprocess
+from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import RunError
 from lepton_ray.serving import manifest as manifests
@@ -43,7 +43,7 @@ def build(
     dataset_schema: Schema,
     preprocess: Preprocess,
     experiment_yaml: str,
-    sample_x: Floats,
+    sample_x: Inputs,
     max_batch: int,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
 
 
 def _compare(
-    eager: nn.Module, folder: Path, x: Floats, max_batch: int, *, classify: bool
+    eager: nn.Module, folder: Path, x: Inputs, max_batch: int, *, classify: bool
 ) -> dict[str, Any]:
     """Answers of eager torch, pt2 and ONNX Runtime to the same samples: probabilities, or values in
     units of the training targets' deviation.
@@ -154,7 +154,7 @@ def _outputs(outputs: Floats) -> Floats:
 
 
 @torch.no_grad()
-def _torch(module: nn.Module, x: Floats) -> Floats:
+def _torch(module: nn.Module, x: Inputs) -> Floats:
     outputs: Floats = module(torch.from_numpy(np.ascontiguousarray(x))).numpy()
     return outputs
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from lepton_ray.data import words
 from lepton_ray.data.schema import Column, Schema
 from lepton_ray.errors import InputError
 
@@ -93,7 +94,9 @@ def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
             values[column.name].append(_value(column, row, position, problems))
     if problems:
         raise RowsError(problems[:MAX_PROBLEMS])
-    return {name: np.array(column) for name, column in values.items()}
+    # In an array of str every text would take the room of the longest.
+    kinds = {c.name: np.object_ if c.kind == "text" else None for c in schema.columns}
+    return {name: np.array(column, kinds[name]) for name, column in values.items()}
 
 
 def _value(column: Column, row: Mapping[str, Any], position: int, problems: list[Problem]) -> Any:
@@ -101,7 +104,12 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
         problems.append(Problem(position, column.name, "this field is required", "none"))
         return None
     value = row[column.name]
-    checks = {"image": _image_problem, "number": _number_problem, "category": _text_problem}
+    checks = {
+        "image": _image_problem,
+        "number": _number_problem,
+        "category": _category_problem,
+        "text": _text_problem,
+    }
     rule = checks[column.kind](column, value)
     if rule:
         problems.append(Problem(position, column.name, rule, _shown(value)))
@@ -142,12 +150,17 @@ def _number_problem(column: Column, value: Any) -> str:
     return "must be a finite number"
 
 
-def _text_problem(column: Column, value: Any) -> str:
+def _category_problem(column: Column, value: Any) -> str:
     if not isinstance(value, str):
         return "must be a text"
     if len(value) > MAX_CATEGORY and value not in column.categories:
         return f"must be a text of at most {MAX_CATEGORY} characters"
     return ""
+
+
+def _text_problem(column: Column, value: Any) -> str:
+    assert column.longest is not None
+    return words.problem(value, column.longest)
 
 
 def _shown(value: Any) -> str:
@@ -173,6 +186,8 @@ def row_schema(schema: Schema) -> dict[str, Any]:
                 else ""
             )
             properties[column.name] = {"type": "number", "description": seen}
+        elif column.kind == "text":
+            properties[column.name] = {"type": "string", "maxLength": column.longest}
         else:
             some = ", ".join(column.categories[:20])
             properties[column.name] = {"type": "string", "description": f"seen in training: {some}"}

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from lepton_ray.data.preprocess import Preprocess
+from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving.requests import Answer, Problem, RowsError, Value, columns_of
 
 Floats = npt.NDArray[np.floating]
 
+DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
 
@@ -85,8 +86,8 @@ class Runtime:
 
     def warm_up(self) -> None:
         """Answer once, so that the first request does not pay for what the session sets up."""
-        shape = self._preprocess.input_shape
-        run_session(self._session, np.zeros((1, *shape), np.float32))
+        taken = self._session.get_inputs()[0]
+        run_session(self._session, np.zeros((1, *taken.shape[1:]), DTYPES[taken.type]))
 
     def forward(self, columns: Mapping[str, Any]) -> Floats:
         """The same for one batch, in one forward pass."""
@@ -125,9 +126,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_session(
-    session: onnxruntime.InferenceSession, x: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def run_session(session: onnxruntime.InferenceSession, x: Inputs) -> npt.NDArray[np.float32]:
     """[n, classes] Logits from inputs [n, ...]."""
     (logits,) = session.run(None, {session.get_inputs()[0].name: x})
     result: npt.NDArray[np.float32] = logits

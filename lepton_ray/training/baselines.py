@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,15 +14,18 @@ import numpy.typing as npt
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.training.tasks import Answers, task_of
 
+Matrix = Any  # of NumPy, or sparse of SciPy
+
 MAX_ROWS = 60_000  # of the linear fit, so that it takes seconds
 MAX_ITERATIONS = 50
 STRENGTHS = (1.0, 0.01)  # inverse regularisation; the validation split chooses
+TEXT_STRENGTHS = (10.0, 100.0)  # TF-IDF rows have length 1
 
 
 def measure(dataset: Dataset, seed: int) -> dict[str, dict[str, float]]:
     """Test metrics of ``baseline`` (trivial), ``linear`` and, for a table, ``boosting``."""
     found = {"baseline": trivial(dataset), "linear": linear(dataset, seed)}
-    if dataset.schema.columns[0].kind != "image":
+    if dataset.schema.columns[0].kind in ("number", "category"):
         found["boosting"] = boosting(dataset, seed)
     task = task_of(dataset)
     return {name: task.measure(answers, dataset.test.y) for name, answers in found.items()}
@@ -35,21 +41,31 @@ def trivial(dataset: Dataset) -> Answers:
 
 
 def linear(dataset: Dataset, seed: int) -> Answers:
-    """Logistic or ridge regression on (at most `MAX_ROWS` of) the training split."""
+    """Logistic or ridge regression on (at most `MAX_ROWS` of) the training split.
+
+    On texts, of the TF-IDF of the words the model sees: of single words or of pairs too.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    x, y = _rows(dataset, seed)
-    candidates: list[Any] = (
-        [LogisticRegression(C=c, max_iter=MAX_ITERATIONS) for c in STRENGTHS]
-        if dataset.schema.classes
-        else [Ridge(alpha=1 / c) for c in STRENGTHS]
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a baseline
-        models = [model.fit(x, y) for model in candidates]
-    seen = _flat(dataset.validation.x)
-    return _answers(dataset, max(models, key=lambda m: m.score(seen, dataset.validation.y)))
+    rows = np.random.default_rng(seed).permutation(len(dataset.train))[:MAX_ROWS]
+    y = dataset.train.y[rows]
+    strengths = TEXT_STRENGTHS if dataset.preprocess.vocabulary else STRENGTHS
+    best, best_score, best_x = None, -np.inf, None
+    for train, validation, test in _features(dataset, rows):
+        for strength in strengths:
+            model: Any = (
+                LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
+                if dataset.schema.classes
+                else Ridge(alpha=1 / strength)
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a baseline
+                model.fit(train, y)
+            score = model.score(validation, dataset.validation.y)
+            if score > best_score:
+                best, best_score, best_x = model, score, test
+    return _answers(dataset, best, best_x)
 
 
 def boosting(dataset: Dataset, seed: int) -> Answers:
@@ -59,24 +75,38 @@ def boosting(dataset: Dataset, seed: int) -> Answers:
     kind = (
         HistGradientBoostingClassifier if dataset.schema.classes else HistGradientBoostingRegressor
     )
-    x, y = _rows(dataset, seed)
-    return _answers(dataset, kind(random_state=seed).fit(x, y))
-
-
-def _rows(dataset: Dataset, seed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.generic]]:
     rows = np.random.default_rng(seed).permutation(len(dataset.train))[:MAX_ROWS]
-    return _flat(dataset.train.x[rows]), dataset.train.y[rows]
+    ((train, _, test),) = _features(dataset, rows)
+    return _answers(dataset, kind(random_state=seed).fit(train, dataset.train.y[rows]), test)
 
 
-def _answers(dataset: Dataset, model: Any) -> Answers:
-    x = _flat(dataset.test.x)
+def _features(
+    dataset: Dataset, rows: npt.NDArray[np.int64]
+) -> Iterator[tuple[Matrix, Matrix, Matrix]]:
+    """[n, features] Of these training rows, the validation and the test split, to choose from."""
+    parts = (dataset.train.x[rows], dataset.validation.x, dataset.test.x)
+    if dataset.preprocess.vocabulary is None:
+        train, validation, test = (x.reshape(len(x), -1) for x in parts)
+        yield train, validation, test
+        return
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    for most in (1, 2):
+        vectorizer = TfidfVectorizer(analyzer=partial(_ngrams, most=most), sublinear_tf=True)
+        yield vectorizer.fit_transform(parts[0]), *map(vectorizer.transform, parts[1:])
+
+
+def _ngrams(words: npt.NDArray[np.int32], most: int) -> list[tuple[int, ...]]:
+    """The words of a text, and for ``most`` 2 its pairs of neighbours."""
+    real = [word for word in words.tolist() if word]
+    singles: list[tuple[int, ...]] = [(word,) for word in real]
+    return singles + list(pairwise(real)) if most == 2 else singles
+
+
+def _answers(dataset: Dataset, model: Any, x: Matrix) -> Answers:
     if not dataset.schema.classes:
         values: Answers = model.predict(x).reshape(-1, 1)
         return values
-    answers = np.zeros((len(x), len(dataset.schema.classes)))
+    answers = np.zeros((len(dataset.test), len(dataset.schema.classes)))
     answers[:, model.classes_] = model.predict_proba(x)
     return answers
-
-
-def _flat(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return x.reshape(len(x), -1)

@@ -112,7 +112,10 @@ class Replica:
         train, dataset = self.experiment.train, self.dataset
         torch.manual_seed(key(train.seed, "init"))
         model = models.build(
-            self.experiment.model, dataset.preprocess.input_shape, dataset.schema.outputs
+            self.experiment.model,
+            dataset.preprocess.input_shape,
+            dataset.schema.outputs,
+            dataset.preprocess.vocabulary,
         ).to(self.device)
         refuse_inexact(model)
         optimizer = build_optimizer(

@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from lepton_ray.tuning.journal import Journal
+from tests.apps import write_reviews
 
 REPO = Path(__file__).parents[2]
 DIGITS = str(REPO / "experiments" / "digits.yaml")
@@ -162,6 +163,41 @@ def test_the_demo(tmp_path: Path, port: str, store: MlflowClient) -> None:
     code, text = run(tmp_path, "verify", str(folder), "--workers", "1")
     assert code == 0, text
     assert "equal  " in text
+
+
+TEXTS = """
+name: reviews
+data:
+  kind: text
+  source: reviews.csv
+  text: text
+  target: mood
+  split: {test: given, column: part}
+model: {name: text_bag, width: 8}
+train: {epochs: 10, batch: 16, optimizer: {name: adamw, lr: 0.05}}
+workers: {min: 1, max: 2}
+gate: {metric: accuracy, at_least: 0.9, beats: [baseline]}
+"""
+
+
+def test_texts_from_a_file_to_an_answer(tmp_path: Path, port: str) -> None:
+    write_reviews(tmp_path / "reviews.csv")
+    (tmp_path / "reviews.yaml").write_text(TEXTS)
+    demo = Process(tmp_path, "run", "reviews.yaml", "--keep", port)
+    demo.wait_for(lambda: "keep   serving" in demo.text())
+    text = demo.text()
+    assert "32 test samples over HTTP equal" in text
+    curl = re.search(r"curl -s .*", text)
+    assert curl, text
+    answer = subprocess.run(curl.group(), shell=True, capture_output=True, text=True, check=True)
+    served = json.loads(answer.stdout)["predictions"]
+    demo.process.send_signal(signal.SIGINT)
+    code, text = demo.end()
+    assert code == 0, text
+    row = json.loads(re.search(r"-d '(.*)'", text).group(1))["rows"][0]
+    (tmp_path / "rows.csv").write_text(f"text\n{row['text']}\n")
+    code, text = run(tmp_path, "predict", "reviews@champion", "rows.csv")
+    assert (code, [json.loads(text)]) == (0, served)
 
 
 def test_a_missed_gate_is_exit_1_and_promotes_nothing(

@@ -21,3 +21,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
 @pytest.fixture(scope="session")
 def diabetes(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
     return apps.diabetes(tmp_path_factory.mktemp("diabetes"))
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Runtime:
+    return apps.reviews(tmp_path_factory.mktemp("reviews"))

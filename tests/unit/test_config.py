@@ -55,8 +55,8 @@ def test_all_problems_are_told_at_once() -> None:
         ("name: a\nname: b", "'name' is given twice"),
         ("name: [", "line 1: not valid YAML"),
         (
-            "name: a\ndata: {kind: text, source: a}\nmodel: {name: cnn}",
-            "supported: 'image', 'table'",
+            "name: a\ndata: {kind: sound, source: a}\nmodel: {name: cnn}",
+            "supported: 'image', 'table', 'text'",
         ),
         ("name: a\ndata: {source: a}\nmodel: {name: cnn}", "the key 'kind' is required"),
         ("data: {kind: image, source: a}\nmodel: {name: cnn}", "name: this key is required"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from lepton_ray.cli import main
 from lepton_ray.config.schema import Serve
@@ -233,11 +234,10 @@ def test_an_endpoint_that_others_reach_does_not_start_without_keys(
 
 
 def test_a_key_file_that_is_lost_lets_nobody_in(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path,
 ) -> None:
-    monkeypatch.setattr("ray.put", lambda value: value)
     keys.create(file, "site", ("predict",), None)
-    follower = Follower("people/1", 1, {}, KeySource(file))
+    follower = Follower("people/1", 1, [ray.ObjectRef.nil()], KeySource(file))
 
     async def present() -> Any:
         found = await follower.present("r", {})

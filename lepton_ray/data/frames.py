@@ -1,0 +1,87 @@
+"""Files of rows as data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lepton_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "wine")
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+
+
+def read_frame(path: Path, texts: Collection[str] = ()) -> pd.DataFrame:
+    """A CSV, Parquet or JSONL file.
+
+    Args:
+        texts: columns whose cells are texts as they stand, also ``123``, ``NA`` and nothing, which
+            a CSV cannot tell from numbers and missing values.
+
+    Raises:
+        DataError: when it is missing, of another kind or cannot be read.
+    """
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"{str(path)!r} must end with {', '.join(SUFFIXES)}")
+    if not path.exists():
+        raise DataError(f"{str(path)!r} does not exist (looked in {Path.cwd()})")
+    try:
+        return _read(path, texts)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: must be in UTF-8, but has byte 0x{error.object[error.start]:02x} "
+            f"({error.reason}): save it as UTF-8, or convert it with iconv -t utf-8"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _read(path: Path, texts: Collection[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    if path.suffix == ".parquet":
+        frame = pd.read_parquet(path)
+    elif path.suffix == ".jsonl":
+        # JSON has types of its own: "123" stays a text, and "2020-01-01" too.
+        frame = pd.read_json(path, lines=True, dtype=False)
+    else:
+        frame = pd.read_csv(path)
+        if present := [name for name in texts if name in frame.columns]:
+            frame[present] = pd.read_csv(path, usecols=present, dtype=str, keep_default_na=False)
+    for name in texts:
+        if name in frame.columns:
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
+    return frame
+
+
+def read_rows(path: Path, texts: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a CSV, Parquet or JSONL file as plain values.
+
+    Raises:
+        DataError: see `read_frame`.
+    """
+    rows: list[dict[str, Any]] = read_frame(path, texts).to_dict("records")
+    return rows
+
+
+def sklearn_table(name: str) -> pd.DataFrame:
+    """A table inside scikit-learn, with its classes by name where it has any.
+
+    Raises:
+        DataError: when there is none of that name.
+    """
+    from sklearn import datasets
+
+    if name not in SKLEARN_TABLES:
+        raise DataError(
+            f"data.source 'sklearn:{name}' is not a table; known: {', '.join(SKLEARN_TABLES)}"
+        )
+    loaded = getattr(datasets, f"load_{name}")(as_frame=True)
+    frame: pd.DataFrame = loaded.frame
+    if "target_names" in loaded:
+        frame = frame.assign(target=loaded.target_names[frame["target"]])
+    return frame
