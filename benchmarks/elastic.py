@@ -1,9 +1,11 @@
 """Exact elastic training against DistributedDataParallel and against Ray Train's own elasticity.
 
-    python benchmarks/elastic.py [--quick] [--json]
+    python benchmarks/elastic.py [--case NAME] [--quick] [--json]
 
 - ``throughput_vs_ddp``: samples/s of two replicas over DDP with two processes on the same model,
   data, batch and threads; digest and checkpoints on. DDP runs its best: one micro-batch a process.
+- ``step_overhead``: the same CNN's steps with live replicas over those of a fixed group, without a
+  fault.
 - ``samples_per_shard``: what small shards cost, one thread, against one batch of 128.
 - ``checkpoint_stall``: share of step time lost to checkpoints every 20 steps.
 - ``growth``: milliseconds and memory of a step against shards, parameters and replicas (not with
@@ -15,6 +17,7 @@ The data are random images of Fashion-MNIST's shape: the values do not change th
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import statistics
@@ -83,23 +86,35 @@ def dataset(samples: int) -> Any:
 
 
 def _ours(rank: int, size: int, store: str, folder: str, model: str, exact: bool, every: int | None,
-          warm: int, steps: int, pipe: Any) -> None:  # fmt: skip
-    """Sends the seconds of each step after the warm ones."""
+          live: Any, warm: int, steps: int, pipe: Any) -> None:  # fmt: skip
+    """Sends the seconds of each step after the warm ones.
+
+    Args:
+        live: address and secret of a coordinator; None for a fixed group.
+    """
+    import torch
     import torch.distributed as dist
 
     from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.loop import Replica
-    from lepton_ray.training.membership import Fixed
+    from lepton_ray.training.membership import Fixed, Membership
+    from lepton_ray.training.membership.live import Live
 
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    membership: Membership
+    if live is None:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+        membership = Fixed(dist.group.WORLD)
+    else:
+        membership = Live(*live, id=f"replica {rank}", guaranteed=True, host="127.0.0.1")
     replica = Replica(
         experiment(model, exact=exact, checkpoint_every=every),
         dataset((warm + steps + 1) * BATCH),
-        membership=Fixed(dist.group.WORLD),
+        membership=membership,
         checkpoints=CheckpointFolder(folder),
     )
     pipe.send(_timed_steps(lambda number: replica.advance(), warm, steps))
-    _leave()
+    replica.peers.gather(torch.zeros(1))  # nobody leaves before all are done
+    os._exit(0)
 
 
 def _timed_steps(step: Callable[[int], None], warm: int, steps: int) -> list[float]:
@@ -181,7 +196,7 @@ def throughput(repeats: int, steps: int) -> dict[str, Any]:
         for exact in (True, False):
             values = _report.interleaved(
                 {
-                    "ours": lambda m=model, e=exact: sum(timed(_ours, m, e, 20, 5, steps)),
+                    "ours": lambda m=model, e=exact: sum(timed(_ours, m, e, 20, None, 5, steps)),
                     "ddp": lambda m=model, e=exact: sum(timed(_ddp, m, e, None, 5, steps)),
                 },
                 repeats,
@@ -192,13 +207,35 @@ def throughput(repeats: int, steps: int) -> dict[str, Any]:
     return figures
 
 
+def step_overhead(repeats: int, steps: int) -> dict[str, Any]:
+    """Live replicas over a fixed group, both undisturbed."""
+    from lepton_ray.training.membership.coordinator import Coordinator
+
+    secret = b"of this benchmark"
+
+    def live() -> float:
+        coordinator = Coordinator("127.0.0.1", secret, minimum=2)
+        try:
+            meeting = (coordinator.address, secret)
+            return sum(timed(_ours, "cnn", True, None, meeting, 5, steps))
+        finally:
+            coordinator.close()
+
+    values = _report.interleaved(
+        {"live": live, "fixed": lambda: sum(timed(_ours, "cnn", True, None, None, 5, steps))},
+        repeats,
+    )
+    step_ms = 1e3 * statistics.median(values["fixed"]) / steps
+    return {**_report.ratio(values["live"], values["fixed"]), "fixed_step_ms": step_ms}
+
+
 def checkpoint_stall(pairs: int) -> dict[str, Any]:
     """Share of time lost to a checkpoint every 20 steps.
 
     One training saves every 40 steps; the 20 steps from a checkpoint on (the copy, and the thread
     that writes it) stand beside the 20 after them, which have none.
     """
-    seconds = timed(_ours, "cnn", True, 2 * WINDOW, WINDOW - 1, 2 * WINDOW * pairs)
+    seconds = timed(_ours, "cnn", True, 2 * WINDOW, None, WINDOW - 1, 2 * WINDOW * pairs)
     windows = [sum(seconds[at : at + WINDOW]) for at in range(0, len(seconds), WINDOW)]
     figures = _report.ratio(windows[0::2], windows[1::2])
     return {k: v if k == "repeats" else v - 1 for k, v in figures.items()}
@@ -282,37 +319,31 @@ def growth() -> dict[str, Any]:
     }
 
 
+CASES: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "throughput_vs_ddp": lambda quick: throughput(3 if quick else 7, 60 if quick else 150),
+    "step_overhead": lambda quick: step_overhead(3 if quick else 7, 60 if quick else 150),
+    "checkpoint_stall": lambda quick: checkpoint_stall(6 if quick else 30),
+    "samples_per_shard": lambda quick: samples_per_shard(5 if quick else 15),
+    "growth": lambda quick: {} if quick else growth(),
+}
+
+
 def main() -> None:
-    options = _report.parser(__doc__).parse_args()
-    repeats, steps = (3, 60) if options.quick else (7, 150)
+    parser = _report.parser(__doc__)
+    parser.add_argument("--case", choices=CASES, help="only this one")
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    against = throughput(repeats, steps)
-    stall = checkpoint_stall(6 if options.quick else 30)
-    curve = samples_per_shard(5 if options.quick else 15)
-    if not options.json:
-        for name, value in against.items():
-            print(f"throughput over DDP, {name:16} {value['median']:.3f} "
-                  f"({value['min']:.3f} to {value['max']:.3f})")  # fmt: skip
-        print(f"checkpoint stall {stall['median']:.3f} ({stall['min']:.3f} to {stall['max']:.3f})")
-        for name, value in curve.items():
-            print(f"samples per shard, {name}:", {k: round(v, 2) for k, v in value.items()})
-    grown = {} if options.quick else growth()
-    if not options.json:
-        for axis, points in grown.items():
-            print(axis, {k: {n: round(x, 2) for n, x in v.items()} for k, v in points.items()})
-    _report.finish(
-        {
-            "throughput_vs_ddp": against["cnn"]["median"],
-            "checkpoint_stall": stall["median"],
-        },
-        {
-            "throughput_vs_ddp": against,
-            "checkpoint_stall": stall,
-            "samples_per_shard": curve,
-            "growth": grown,
-            "cpus": os.cpu_count(),
-        },
-    )
+    detail: dict[str, Any] = {"cpus": os.cpu_count()}
+    for name in [options.case] if options.case else CASES:
+        detail[name] = CASES[name](options.quick)
+        if not options.json:
+            print(name, json.dumps(detail[name]), flush=True)
+    figures = {
+        "throughput_vs_ddp": detail.get("throughput_vs_ddp", {}).get("cnn", {}).get("median"),
+        "step_overhead": detail.get("step_overhead", {}).get("median"),
+        "checkpoint_stall": detail.get("checkpoint_stall", {}).get("median"),
+    }
+    _report.finish({name: value for name, value in figures.items() if value is not None}, detail)
 
 
 if __name__ == "__main__":

@@ -296,10 +296,11 @@ def main() -> None:
         return
     parser = _report.parser(__doc__)
     parser.add_argument("--case", choices=EVENTS, help="only the repeats of this event")
+    parser.add_argument("--summary", action="store_true", help="only of the runs that are kept")
     options = parser.parse_args()
     events = [options.case] if options.case else ["kill", "add"] if options.quick else EVENTS
     runs = [] if options.quick or not KEPT.exists() else _kept()
-    repeats = range(1 if options.quick else REPEATS)
+    repeats = range(0 if options.summary else 1 if options.quick else REPEATS)
     for repeat, event, arm in itertools.product(repeats, events, ARMS):
         if repeat < len(_of(runs, event, arm)):
             continue
@@ -311,7 +312,9 @@ def main() -> None:
             print(json.dumps(runs[-1]), flush=True)
     detail: dict[str, Any] = {}
     for event in events:
-        stood = {arm: [r["stood_still_s"] for r in _of(runs, event, arm)] for arm in ARMS}
+        # Each arm may have one run more than the next, where the benchmark was stopped.
+        whole = min(len(_of(runs, event, arm)) for arm in ARMS)
+        stood = {arm: [r["stood_still_s"] for r in _of(runs, event, arm)[:whole]] for arm in ARMS}
         detail[event] = {
             "runs": {arm: _of(runs, event, arm) for arm in ARMS},
             "default_over_ours": _report.ratio(stood["ray_default"], stood["ours"]),
