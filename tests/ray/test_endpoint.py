@@ -177,7 +177,8 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
     )
     runtime = Runtime.load(tmp_path / "version")
     config = Serve(batch={"max": 64, "wait_ms": 50})
-    follower = ray.remote(Follower).remote("people/1", 1, read_files(tmp_path / "version"))
+    files = ray.put(read_files(tmp_path / "version"))
+    follower = ray.remote(Follower).remote("people/1", 1, [files])
     serve.run(
         application(follower, "people", config),
         name="people",
