@@ -125,6 +125,12 @@ class TextData(Section):
     split: Split = Split()
     preprocess: TextPreprocess = TextPreprocess()
 
+    @model_validator(mode="after")
+    def _reads_no_answer(self) -> TextData:
+        if self.text == self.target:
+            raise ValueError(f"text and target must be two columns, but both are {self.text!r}")
+        return self
+
 
 Data = ImageData | TableData | TextData
 

@@ -14,7 +14,7 @@ from lepton_ray.config.schema import Data, ImageData, TableData, TextData
 from lepton_ray.data import words
 from lepton_ray.data.frames import read_frame, sklearn_table
 from lepton_ray.data.schema import Column
-from lepton_ray.errors import DataError
+from lepton_ray.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,9 +196,8 @@ def _classes(data: TableData | TextData, values: pd.Series, way_out: str) -> npt
 def _check_columns(data: TableData | TextData, frame: pd.DataFrame, names: list[str]) -> None:
     for name in names:
         if name not in frame.columns:
-            raise DataError(
-                f"{data.source}: no column {name!r}; it has {', '.join(map(str, frame.columns))}"
-            )
+            close = nearest(name, map(str, frame.columns))
+            raise DataError(f"{data.source}: no column {name!r}, {close}")
     unlabelled = int(frame[data.target].isna().sum())
     if unlabelled:
         raise DataError(f"{data.source}: {unlabelled} of {len(frame)} rows have no {data.target!r}")
@@ -211,8 +210,8 @@ def _given_test(data: TableData | TextData, frame: pd.DataFrame) -> npt.NDArray[
         return None
     if column not in frame.columns:
         raise DataError(
-            f"{data.source}: no column {column!r} to split by (data.split.column); it has "
-            f"{', '.join(map(str, frame.columns))}"
+            f"{data.source}: no column {column!r} to split by (data.split.column), "
+            f"{nearest(column, map(str, frame.columns))}"
         )
     other = sorted({str(v) for v in frame[column].unique()} - {"train", "test"})
     if other:

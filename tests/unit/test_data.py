@@ -181,7 +181,7 @@ def test_table_refuses_ids_and_unknown_columns(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looks like an id.*data.drop"):
         table(tmp_path, frame)
     assert [c.name for c in table(tmp_path, frame, drop=("id",)).schema.columns] == ["a"]
-    with pytest.raises(DataError, match="no column 'z'; it has id, a, y"):
+    with pytest.raises(DataError, match="no column 'z', known: a, id, y"):
         table(tmp_path, frame, drop=("z",))
 
 

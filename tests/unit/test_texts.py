@@ -100,7 +100,7 @@ def test_the_split_can_be_a_column(tmp_path: Path) -> None:
     source = apps.write_reviews(tmp_path / "t.csv")
     dataset = load(source, split={"test": "given", "column": "part"})
     assert len(dataset.test) == 40
-    with pytest.raises(DataError, match="no column 'prat' to split by"):
+    with pytest.raises(DataError, match="no column 'prat' to split by .*, did you mean 'part'"):
         load(source, split={"test": "given", "column": "prat"})
     with pytest.raises(DataError, match="must say train or test in every row, but it says 'bad'"):
         load(source, split={"test": "given", "column": "mood"})
@@ -132,11 +132,15 @@ def test_texts_that_are_none_are_refused(tmp_path: Path, texts: list, said: str)
 
 
 def test_what_is_wrong_with_a_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no column 'text'; it has txt, mood"):
+    with pytest.raises(DataError, match="no column 'text', did you mean 'txt'"):
         load(tmp_path / "t.csv", frame(["a"]).rename(columns={"text": "txt"}))
     (tmp_path / "latin.csv").write_bytes("text,mood\nÇorum,good\n".encode("latin-1"))
     with pytest.raises(DataError, match="must be in UTF-8, but has byte 0xc7"):
         load(tmp_path / "latin.csv")
+    with pytest.raises(
+        ValueError, match="text and target must be two columns, but both are 'mood'"
+    ):
+        load(tmp_path / "t.csv", text="mood")
     with pytest.raises(DataError, match="all labels are 'good'"):
         load(tmp_path / "t.csv", frame(["a b"], ["good"] * 20))
 
@@ -290,6 +294,11 @@ def test_any_text_has_an_answer_or_a_rule(reviews: Runtime, text: str) -> None:
 def test_a_version_holds_its_words_and_no_pickle(tmp_path: Path) -> None:
     runtime = apps.reviews(tmp_path)
     folder = tmp_path / "v"
+    assert {p.name for p in folder.iterdir()} == {
+        *("experiment.yaml", "manifest.json", "schema.json"),
+        *("model.onnx", "model.pt2"),
+        *("preprocess.json", "preprocess.safetensors", "tokenizer.json"),
+    }
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["type"] == "WordLevel"
     before = [a.model_dump() for a in runtime.predict(ROWS)]
     (tmp_path / "reviews.csv").unlink()
@@ -297,8 +306,8 @@ def test_a_version_holds_its_words_and_no_pickle(tmp_path: Path) -> None:
     assert [a.model_dump() for a in again.predict(ROWS)] == before
 
 
-def test_final_weights_do_not_depend_on_the_process(tmp_path: Path) -> None:
-    """The tokenizer's threads and hash seeds must not reach the numbers of words."""
+def test_a_file_read_twice_gives_the_same_weights(tmp_path: Path) -> None:
+    """The tokenizer's threads and hash tables must not reach the numbers of words."""
     source = apps.write_reviews(tmp_path / "t.csv")
     first, second = (load(source) for _ in range(2))
     assert first.preprocess.tokenizer is not None
