@@ -6,6 +6,7 @@ the data, torch or a cluster are checked by ``plan``, not here, so that reading 
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Annotated, Any, Literal
 
@@ -85,6 +86,13 @@ class TextPreprocess(Section):
     """Characters a text may have: in the source, in a file to predict, and over HTTP."""
 
 
+def _distinct(columns: dict[str, str | None]) -> None:
+    """Raise where two settings name one column."""
+    for (first, column), (second, other) in itertools.combinations(columns.items(), 2):
+        if column == other:
+            raise ValueError(f"{first} and {second} must be two columns, but both are {column!r}")
+
+
 class ImageData(Section):
     kind: Literal["image"]
     source: str
@@ -113,6 +121,11 @@ class TableData(Section):
     split: Split = Split()
     preprocess: TablePreprocess = TablePreprocess()
 
+    @model_validator(mode="after")
+    def _splits_by_a_column_of_its_own(self) -> TableData:
+        _distinct({"target": self.target, "split.column": self.split.column})
+        return self
+
 
 class TextData(Section):
     kind: Literal["text"]
@@ -127,8 +140,8 @@ class TextData(Section):
 
     @model_validator(mode="after")
     def _reads_no_answer(self) -> TextData:
-        if self.text == self.target:
-            raise ValueError(f"text and target must be two columns, but both are {self.text!r}")
+        named = {"text": self.text, "target": self.target, "split.column": self.split.column}
+        _distinct(named)
         return self
 
 

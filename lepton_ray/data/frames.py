@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,10 @@ def read_frame(path: Path, texts: Collection[str] = ()) -> pd.DataFrame:
             f"{path}: must be in UTF-8, but has byte 0x{error.object[error.start]:02x} "
             f"({error.reason}): save it as UTF-8, or convert it with iconv -t utf-8"
         ) from error
+    except UnicodeEncodeError as error:  # JSON can say half of a surrogate pair
+        raise DataError(
+            f"{path}: must be valid Unicode, but holds {error.object[error.start]!r} alone"
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -46,8 +51,7 @@ def _read(path: Path, texts: Collection[str]) -> pd.DataFrame:
     if path.suffix == ".parquet":
         frame = pd.read_parquet(path)
     elif path.suffix == ".jsonl":
-        # JSON has types of its own: "123" stays a text, and "2020-01-01" too.
-        frame = pd.read_json(path, lines=True, dtype=False)
+        frame = pd.DataFrame(_json_lines(path))
     else:
         frame = pd.read_csv(path)
         if present := [name for name in texts if name in frame.columns]:
@@ -56,6 +60,24 @@ def _read(path: Path, texts: Collection[str]) -> pd.DataFrame:
         if name in frame.columns:
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     return frame
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every line's object, with the standard library's parser, which HTTP bodies go through too:
+    pandas' own rounds numbers, and drops half a surrogate pair."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}: line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{path}: line {number} must be an object of columns, but is {row!r:.80}"
+                )
+            yield row
 
 
 def read_rows(path: Path, texts: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -14,13 +14,13 @@ from lepton_ray.config.schema import Data, ImageData, TableData, TextData
 from lepton_ray.data import words
 from lepton_ray.data.frames import read_frame, sklearn_table
 from lepton_ray.data.schema import Column
+from lepton_ray.data.split import Labels
 from lepton_ray.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Array = npt.NDArray[np.generic]
-Labels = npt.NDArray[np.str_] | npt.NDArray[np.float64]
 
 MAX_CATEGORIES = 1000
 IDX_FILES = {

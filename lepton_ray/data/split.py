@@ -10,10 +10,11 @@ from lepton_ray.data.order import generator
 from lepton_ray.errors import DataError
 
 Indices = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.str_] | npt.NDArray[np.float64]
 
 
 def divide(
-    labels: npt.NDArray[np.str_] | npt.NDArray[np.float64],
+    labels: Labels,
     split: Split,
     given_test: npt.NDArray[np.bool_] | None,
 ) -> dict[str, Indices]:
@@ -23,6 +24,8 @@ def divide(
     Raises:
         DataError: when a split is empty or a label is missing from the training split.
     """
+    numbers = labels.dtype.kind == "f"
+    strata = np.zeros(len(labels)) if numbers else labels
     if split.test == "given":
         if given_test is None:
             raise DataError(
@@ -33,9 +36,9 @@ def divide(
         rest = np.flatnonzero(~given_test)
     else:
         everything = np.arange(len(labels))
-        test = _stratified(everything, labels, split.test, generator(split.seed, "test"))
+        test = _stratified(everything, strata, split.test, generator(split.seed, "test"))
         rest = np.setdiff1d(everything, test)
-    validation = _stratified(rest, labels, split.validation, generator(split.seed, "validation"))
+    validation = _stratified(rest, strata, split.validation, generator(split.seed, "validation"))
     parts = {
         "train": np.setdiff1d(rest, validation),
         "validation": validation,
@@ -47,7 +50,7 @@ def divide(
                 f"the {name} split is empty: {len(labels)} samples with data.split "
                 f"test={split.test} validation={split.validation}; raise the share or add samples"
             )
-    if labels.dtype.kind == "f":
+    if numbers:
         return parts
     known = set(labels[parts["train"]])
     for name in ("validation", "test"):
@@ -63,13 +66,11 @@ def divide(
 
 def _stratified(
     indices: Indices,
-    labels: npt.NDArray[np.str_] | npt.NDArray[np.float64],
+    labels: Labels,
     share: float,
     rng: np.random.Generator,
 ) -> Indices:
     """A share of ``indices`` with every label's own share, to the nearest sample."""
-    if labels.dtype.kind == "f":
-        return np.sort(rng.permutation(indices)[: round(share * len(indices))])
     chosen = []
     for label in np.unique(labels[indices]):
         members = indices[labels[indices] == label]

@@ -102,10 +102,16 @@ def test_the_split_can_be_a_column(tmp_path: Path) -> None:
     assert len(dataset.test) == 40
     with pytest.raises(DataError, match="no column 'prat' to split by .*, did you mean 'part'"):
         load(source, split={"test": "given", "column": "prat"})
-    with pytest.raises(DataError, match="must say train or test in every row, but it says 'bad'"):
-        load(source, split={"test": "given", "column": "mood"})
+    made = frame(["fine film", "dull film"])
+    made["part"] = ["train", "tset"] * 10
+    with pytest.raises(DataError, match="must say train or test in every row, but it says 'tset'"):
+        load(tmp_path / "o.csv", made, split={"test": "given", "column": "part"})
     with pytest.raises(ValueError, match="a split by column 'part' needs test: given"):
         Split(column="part")
+    with pytest.raises(
+        ValueError, match="target and split.column must be two columns, but both are 'mood'"
+    ):
+        load(source, split={"test": "given", "column": "mood"})
 
 
 def test_words_are_of_the_training_split_only(tmp_path: Path) -> None:
@@ -143,6 +149,16 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path: Path) -> None:
         load(tmp_path / "t.csv", text="mood")
     with pytest.raises(DataError, match="all labels are 'good'"):
         load(tmp_path / "t.csv", frame(["a b"], ["good"] * 20))
+    lines = tmp_path / "t.jsonl"
+    lines.write_text('{"text": "a", "mood": "bad"}\n\n{"text": "b", "mood": "good"\n')
+    with pytest.raises(DataError, match="line 3 is not JSON: Expecting ',' delimiter"):
+        load(lines)
+    lines.write_text('["a", "bad"]\n')
+    with pytest.raises(DataError, match="line 1 must be an object of columns, but is .'a', 'bad'"):
+        load(lines)
+    lines.write_text('{"text": "half \\ud83d", "mood": "bad"}\n')
+    with pytest.raises(DataError, match=r"must be valid Unicode, but holds '\\ud83d'"):
+        load(lines)
 
 
 def test_the_plan_hears_how_many_texts_are_cut_or_empty(tmp_path: Path) -> None:
