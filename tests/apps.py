@@ -99,13 +99,14 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
     return Runtime.load(folder, name=name, version=3)
 
 
-def people(folder: Path) -> Runtime:
+def people(folder: Path, model: Model | None = None) -> Runtime:
     """Age and city, and one of two classes."""
     cities = ["Bonn", "Rom", "Çorum"] * 100
     frame = pd.DataFrame({"age": np.arange(300.0), "city": cities, "y": ["yes", "no"] * 150})
     frame.to_csv(folder / "people.csv", index=False)
     settings = TableData(kind="table", source=str(folder / "people.csv"), target="y")
-    return version(folder / "v", data.load(settings), Model(name="mlp", width=8), "people")
+    small = Model(name="mlp", width=8)
+    return version(folder / "v", data.load(settings), model or small, "people")
 
 
 def diabetes(folder: Path) -> Runtime:

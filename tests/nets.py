@@ -107,3 +107,10 @@ def synchronized(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def doubles(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     return models.find("mlp")(input_shape, classes).double()
+
+
+def deaf(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Gives the same for all that is large."""
+    first = nn.Linear(input_shape[0], 4)
+    nn.init.constant_(first.weight, -1.0)
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(4, classes))

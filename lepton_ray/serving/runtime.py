@@ -90,8 +90,11 @@ class Runtime:
         run_session(self._session, np.zeros((1, *taken.shape[1:]), DTYPES[taken.type]))
 
     def forward(self, columns: Mapping[str, Any]) -> Floats:
-        """The same for one batch, in one forward pass."""
-        outputs = run_session(self._session, self._preprocess.apply(columns))
+        """The same for one batch, in one forward pass; NaN for a row of infinite inputs."""
+        x = self._preprocess.apply(columns)
+        outputs = run_session(self._session, x)
+        # Some models have a number for infinity: a ReLU makes nothing of what is below zero.
+        outputs[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = np.nan
         if self.schema.classes:
             return softmax(outputs)
         fitted = self._preprocess

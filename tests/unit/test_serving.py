@@ -32,6 +32,7 @@ from lepton_ray.serving.runtime import CHUNK, Runtime
 from lepton_ray.serving.signature import signature
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.tasks import task_of
+from tests import apps
 
 BLANK = [[0.0] * 8] * 8
 
@@ -277,6 +278,12 @@ def test_a_row_the_model_has_no_finite_answer_to_is_refused_and_named(people: Bu
     ((row, field, rule, _),) = refused(people, *good, {"age": 1e300, "city": "Rom"})
     assert (row, field) == (2, "")
     assert "no finite answer" in rule
+
+
+def test_infinity_is_refused_also_where_the_model_has_a_number_for_it(tmp_path: Path) -> None:
+    runtime = apps.people(tmp_path, Model(name="tests.nets:deaf"))
+    with pytest.raises(RowsError, match="no finite answer"):
+        runtime.predict([{"age": 1e300, "city": "Rom"}])
 
 
 # --- tables --------------------------------------------------------------------------------------
