@@ -52,7 +52,7 @@ TUNED = {
 
 
 def ray_worker(config: dict[str, Any]) -> None:
-    """What a person writes for Ray Train: DDP, a checkpoint every 20 steps, resumed from."""
+    """What a person writes for Ray Train: DDP, a checkpoint now and then, resumed from."""
     import ray.train
     import torch
     from ray.train import Checkpoint
@@ -86,8 +86,8 @@ def ray_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             with open(config["log"], "a") as file:
                 size = ray.train.get_context().get_world_size()
-                file.write(f"{time.time()} {step} {os.getpid()} {size}\n")
-        if step % SAVE_EVERY == 0:
+                file.write(f"{time.time()} {step} {os.getpid()} {rank} {size}\n")
+        if step % config["save_every"] == 0:
             with tempfile.TemporaryDirectory() as folder:
                 if rank == 0:  # of the model inside DDP: a worker alone has none around it
                     kept_model = getattr(model, "module", model).state_dict()
@@ -126,7 +126,7 @@ def run_arm(arm: str, event: str, log: str) -> None:
         while not Path(log).exists():
             time.sleep(0.1)
         time.sleep(SETTLE_S)
-        pid = int(Path(log).read_text().splitlines()[-1].split()[2])
+        pid = int(lines_of_rank_0(log)[-1][2])
         Path(f"{log}.event").write_text(str(time.time()))
         if event == "kill":
             os.kill(pid, signal.SIGKILL)
@@ -152,12 +152,14 @@ def run_arm(arm: str, event: str, log: str) -> None:
         Path(f"{log}.stop").touch()
 
     with tempfile.TemporaryDirectory() as folder:
-        target, arguments = (
-            (_train_ours, (log, steps, Path(folder)))
-            if arm == "ours"
-            else (_train_ray, (arm, log, folder))
-        )
-        training = threading.Thread(target=target, args=arguments)
+
+        def run() -> None:
+            if arm == "ours":
+                train_ours(log, steps, Path(folder), workers=2, step_s=STEPS_S)
+            else:
+                train_ray(log, folder, workers=2, tuned=arm == "ray_tuned")
+
+        training = threading.Thread(target=run)
         training.start()
         disturb()  # here, because Ray starts nodes from the main thread only
         training.join()
@@ -168,16 +170,17 @@ def run_arm(arm: str, event: str, log: str) -> None:
 def _went_on(log: str, event_done: float) -> bool:
     """Whether the replicas changed after the event, and training then ran for `CALM_S`."""
     started = float(Path(f"{log}.event").read_text())
-    lines = [line.split() for line in Path(log).read_text().splitlines()]
+    lines = lines_of_rank_0(log)
     changes = [
         float(b[0])
         for a, b in itertools.pairwise(lines)
-        if float(b[0]) > started and (a[2], a[3]) != (b[2], b[3])
+        if float(b[0]) > started and (a[2], a[4]) != (b[2], b[4])
     ]
     return bool(changes) and float(lines[-1][0]) > max(changes[-1], event_done) + CALM_S
 
 
-def _train_ours(log: str, steps: int, folder: Path) -> None:
+def train_ours(log: str, steps: int, folder: Path, *, workers: int, step_s: float) -> None:
+    """Train `logged` on the cluster that Ray is connected to, one guaranteed replica."""
     import numpy as np
     import ray
     from elastic import dataset
@@ -189,9 +192,9 @@ def _train_ours(log: str, steps: int, folder: Path) -> None:
         {
             "name": "resize",
             "data": {"kind": "image", "source": "unused"},
-            "model": {"name": "resize:logged", "log": log},
+            "model": {"name": "resize:logged", "log": log, "step_s": step_s},
             "train": {"epochs": 1, "batch": 16, "checkpoint": {"every_steps": SAVE_EVERY}},
-            "workers": {"min": 1, "max": 2},
+            "workers": {"min": 1, "max": workers},
         }
     )
     data = dataset(16)
@@ -201,8 +204,9 @@ def _train_ours(log: str, steps: int, folder: Path) -> None:
     train(experiment, ray.put(data), folder=folder, checkpoints=f"{folder}/checkpoints")
 
 
-def logged(input_shape: tuple[int, ...], classes: int, *, log: str) -> Any:
-    """A small model whose optimizer steps are written down by replica 0."""
+def logged(input_shape: tuple[int, ...], classes: int, *, log: str, step_s: float) -> Any:
+    """A small model that writes down every step a replica starts to try: time, step, process, rank,
+    replicas."""
     import torch
     from torch import nn
 
@@ -232,29 +236,38 @@ def logged(input_shape: tuple[int, ...], classes: int, *, log: str) -> Any:
                 if (peers, step) != self.last:  # once a try, whatever the number of shards here
                     self.last = peers, step
                     if not os.path.exists(f"{log}.stop"):
-                        time.sleep(STEPS_S)
-                    if peers.rank == 0:
-                        with open(log, "a") as file:
-                            file.write(f"{time.time()} {step} {os.getpid()} {peers.size}\n")
+                        time.sleep(step_s)
+                    with open(log, "a") as file:
+                        now_s, pid = time.time(), os.getpid()
+                        file.write(f"{now_s} {step} {pid} {peers.rank} {peers.size}\n")
                 self.step += 1
             return self.inner(x)
 
     return Logged()
 
 
-def _train_ray(arm: str, log: str, folder: str) -> None:
+def train_ray(
+    log: str, folder: str, *, workers: int, tuned: bool, save_every: int = SAVE_EVERY
+) -> None:
+    """The same by Ray Train's own elastic mode; `TUNED` has to be in the environment."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    extra = {"elastic_resize_monitor_interval_s": 1.0} if arm == "ray_tuned" else {}
+    extra = {"elastic_resize_monitor_interval_s": 1.0} if tuned else {}
     TorchTrainer(
         ray_worker,
-        train_loop_config={"log": log},
-        scaling_config=ScalingConfig(num_workers=(1, 2), **extra),
+        train_loop_config={"log": log, "save_every": save_every},
+        scaling_config=ScalingConfig(num_workers=(1, workers), **extra),
         run_config=RunConfig(
-            name="resize", storage_path=folder, failure_config=FailureConfig(max_failures=3)
+            name="resize", storage_path=folder, failure_config=FailureConfig(max_failures=-1)
         ),
     ).fit()
+
+
+def lines_of_rank_0(log: str) -> list[list[str]]:
+    """Time, step, process, rank, replicas."""
+    lines = [line.split() for line in Path(log).read_text().splitlines()]
+    return [line for line in lines if line[3] == "0"]
 
 
 def measure(arm: str, event: str) -> dict[str, float]:
@@ -276,10 +289,10 @@ def measure(arm: str, event: str) -> dict[str, float]:
                 f"{arm} {event} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
             )
         at, until = (float(Path(f"{log}.{what}").read_text()) for what in ("event", "on"))
-        lines = [line.split() for line in Path(log).read_text().splitlines()]
+        lines = lines_of_rank_0(log)
     times = [float(line[0]) for line in lines]
     steps = [int(line[1]) for line in lines]
-    sizes = [int(line[3]) for line in lines]
+    sizes = [int(line[4]) for line in lines]
     gaps = [(b - a, a - at) for a, b in itertools.pairwise(times) if at < b < until]
     redone = sum(max(0, a + 1 - b) for a, b in itertools.pairwise(steps))
     used = next((t - at for t, s in zip(times, sizes, strict=True) if t > at and s == 2), None)

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is known, so that ``--help`` is insta
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -37,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as tidily as Ctrl-C
     try:
         log_file = _log_to_file(options)
-        result = options.call(options, terminal)
+        # Standard output is ours alone: Ray prints there by itself, and so may a person's model.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = options.call(options, terminal)
     except KeyboardInterrupt:
         terminal.error(_interrupted(options))
         return INTERRUPTED
@@ -85,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         return command
 
+    init = add("init", _init, "write an experiment for a data folder or file, guesses explained")
+    init.add_argument("data", metavar="DATA", help="images in class folders; CSV, Parquet, JSONL")
+    init.add_argument("-o", "--output", metavar="FILE", help="default: NAME.yaml, after the data")
+    init.add_argument("--target", metavar="NAME", help="the column to predict; default a guess")
+    init.add_argument("--force", action="store_true", help="overwrite the file")
     plan = add_on_file("plan", _plan, "check all, run one real step, estimate; change nothing")
     verbs = {
         "run": "plan, tune, train, register, gate, promote and serve",
@@ -128,9 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what it may do (may be repeated); default predict; admin: everything, and /metrics",
     )
     keys.add_argument("--rate", type=_rate, help="requests a second; default no limit")
-    predict = add("predict", _predict, "predict the rows of a JSONL, CSV or Parquet file")
+    predict = add("predict", _predict, "predict the rows of a file, or pictures")
     predict.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
-    predict.add_argument("data", metavar="DATA")
+    predict.add_argument(
+        "data", nargs="+", metavar="DATA", help="a JSONL, CSV or Parquet file; pictures or folders"
+    )
     predict.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     return parser
 
@@ -147,6 +157,18 @@ def _rate(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError("must be above 0")
     return number
+
+
+def _init(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline.init import init
+
+    return init(
+        options.data,
+        output=options.output,
+        target=options.target,
+        force=options.force,
+        terminal=terminal,
+    )
 
 
 def _plan(options: argparse.Namespace, terminal: _Terminal) -> dict[str, Any]:
@@ -291,6 +313,7 @@ class _Terminal:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
+        self._out = sys.stdout
         self._live = sys.stdout.isatty() and not quiet
         self._transient = False
         self._told_at = time.monotonic()
@@ -299,16 +322,16 @@ class _Terminal:
         logging.getLogger(__name__).info("%s", text)
         if not self._quiet:
             self._clear()
-            print(text, flush=True)
+            print(text, file=self._out, flush=True)
 
     def progress(self, text: str) -> None:
         if not self._live:
             if not self._quiet and time.monotonic() - self._told_at >= PLAIN_PROGRESS_S:
                 self._told_at = time.monotonic()
-                print(text, flush=True)
+                print(text, file=self._out, flush=True)
         else:
             width = os.get_terminal_size().columns
-            print(f"\r\x1b[K{text[: width - 1]}", end="", flush=True)
+            print(f"\r\x1b[K{text[: width - 1]}", end="", file=self._out, flush=True)
             self._transient = True
 
     def error(self, text: str) -> None:
@@ -317,7 +340,7 @@ class _Terminal:
 
     def _clear(self) -> None:
         if self._transient:
-            print("\r\x1b[K", end="")
+            print("\r\x1b[K", end="", file=self._out)
             self._transient = False
 
 

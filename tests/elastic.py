@@ -22,6 +22,15 @@ from typing import Any
 
 from lepton_ray.config.schema import Experiment
 
+MODELS = {
+    "mlp": {"name": "mlp", "width": 24, "dropout": 0.1},
+    "cnn": {"name": "cnn", "width": 4, "dropout": 0.1},
+    "transformer": {"name": "tests.nets:transformer"},
+}
+OPTIMIZERS = {
+    "sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+    "adamw": {"name": "adamw", "lr": 0.003},
+}
 PHASES = ("fetch", "backward", "start", "gather", "finish", "apply", "optimizer", "checkpoint")
 TIMEOUT_S = 120
 

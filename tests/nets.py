@@ -114,3 +114,8 @@ def deaf(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     first = nn.Linear(input_shape[0], 4)
     nn.init.constant_(first.weight, -1.0)
     return nn.Sequential(first, nn.ReLU(), nn.Linear(4, classes))
+
+
+def chatty(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    print("a person's own line")
+    return models.find("linear")(input_shape, classes)

@@ -31,11 +31,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would take for numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
 
 
 def load(path: str | Path, settings: typing.Sequence[str] = ()) -> Experiment:
@@ -129,7 +134,23 @@ def set_dotted(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 def render(experiment: Experiment) -> str:
     """The experiment as YAML with every default written out; `loads` reads it back equal."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=100)
+    return yaml.dump(experiment.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=100)
+
+
+def render_value(value: Any) -> str:
+    """One setting's value as YAML on one line, which `loads` reads back equal."""
+    return (
+        yaml.dump(
+            value,
+            Dumper=_Dumper,
+            default_flow_style=True,
+            sort_keys=False,
+            allow_unicode=True,
+            width=float("inf"),
+        )
+        .removesuffix("...\n")
+        .strip()
+    )
 
 
 def settings_of(cls: type[BaseModel], prefix: str = "") -> list[str]:

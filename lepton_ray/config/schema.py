@@ -67,7 +67,15 @@ class Split(Section):
         return self
 
 
+Side = Annotated[int, Field(ge=1, le=1024)]
+
+
 class ImagePreprocess(Section):
+    size: tuple[Side, Side] | None = None
+    """Pixels [height, width] that the pictures of a folder are scaled to; what is over is cut off.
+    Default: their median, made smaller to a longer side of 64."""
+    color: Literal["grey", "rgb"] | None = None
+    """What the pictures of a folder become. Default: grey if all are."""
     normalize: bool = True
     """Subtract the training split's mean and divide by its deviation, per channel."""
 
@@ -96,7 +104,10 @@ def _distinct(columns: dict[str, str | None]) -> None:
 class ImageData(Section):
     kind: Literal["image"]
     source: str
-    """``sklearn:digits``, an ``.npz`` with x and y, or a folder with the IDX files of MNIST."""
+    """A folder with a folder of pictures for each class, or with ``train/`` and ``test/`` of such;
+    a folder with the IDX files of MNIST, an ``.npz`` with x and y, or ``sklearn:digits``."""
+    max_bad: float = Field(0.01, ge=0, lt=1)
+    """Share of a folder's pictures that may be unreadable; they are named and left out."""
     split: Split = Split()
     preprocess: ImagePreprocess = ImagePreprocess()
 
@@ -241,6 +252,9 @@ class Workers(Section):
     max: int = Field(1, ge=1)
     cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
+    spot: bool = False
+    """Live replicas on spot nodes only, the first ``min`` on all others, by Ray's node label
+    ``ray.io/market-type``: a spot node that is taken away never takes the group with it."""
     mode: Literal["live", "restart"] | None = None
     """``live``: the first ``min`` replicas are Ray Train's group, up to ``max`` more come and go
     while the others train on. ``restart``: Ray Train's group itself is resized, by starting all of
@@ -258,6 +272,11 @@ class Workers(Section):
             raise ValueError(
                 f"mode: live exchanges gradients over gloo, but got gpus: {self.gpus:g}: leave "
                 "mode out, or set it to restart"
+            )
+        if self.spot and not self.live:
+            raise ValueError(
+                "spot: true is for live replicas, but mode is restart, where all workers are one "
+                "group: leave spot out, or set mode: live"
             )
         return self
 

@@ -44,6 +44,9 @@ class Dataset:
 def load(data: Data) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
 
+    All samples are held in memory: as the source has them while this runs (of the test split, for
+    good), and as the model takes them.
+
     Raises:
         DataError: see `sources.read`, `split.divide` and `preprocess`.
     """
@@ -94,7 +97,7 @@ def _classes(
 
 def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
     if fitted.tokenizer is None:
-        return ()
+        return raw.notes
     (texts,) = raw.columns.values()
     counts = words.counts(fitted.tokenizer, texts.tolist())
     (length,) = fitted.input_shape
@@ -117,5 +120,5 @@ def _digest(raw: sources.Raw, parts: dict[str, split.Indices]) -> str:
                 content = text.encode()
                 digest.update(len(content).to_bytes(8, "little") + content)
         else:
-            digest.update(np.ascontiguousarray(values).tobytes())
+            digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

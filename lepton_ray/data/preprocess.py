@@ -7,7 +7,7 @@ pickle.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lepton_ray.errors import DataError
 
 FORMAT = 1
 TOKENIZER = "tokenizer.json"
+PART = 1024  # images that are computed with at a time, so that only they take more room
 Floats = npt.NDArray[np.float32]
 Inputs = npt.NDArray[np.float32] | npt.NDArray[np.int32]
 """[n, ...] What a model takes: numbers, or the numbers of words."""
@@ -71,10 +72,11 @@ class Preprocess:
         return self._table(columns)
 
     def _image(self, x: npt.NDArray[np.generic]) -> Floats:
-        images = x.astype(np.float32)
-        images = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
-        scaled = (images - self.tensors["mean"]) * self.tensors["scale"]
-        return np.ascontiguousarray(scaled, dtype=np.float32)
+        scaled = np.empty((len(x), *self.input_shape), np.float32)
+        for part in _parts(len(x)):
+            images = _channels_first(x[part].astype(np.float32))
+            scaled[part] = (images - self.tensors["mean"]) * self.tensors["scale"]
+        return scaled
 
     def _table(self, columns: Mapping[str, Any]) -> Floats:
         n = len(next(iter(columns.values())))
@@ -133,15 +135,35 @@ class Preprocess:
 
 def fit_image(column: Column, x: npt.NDArray[np.generic], normalize: bool) -> Preprocess:
     """Mean and deviation per channel of the training images [n, h, w] or [n, h, w, c]."""
-    images = x[:, None] if x.ndim == 3 else np.moveaxis(x, -1, 1)
+    images = _channels_first(x)
     channels = images.shape[1]
     if normalize:
         mean = images.mean(axis=(0, 2, 3), dtype=np.float64)
-        deviation = images.std(axis=(0, 2, 3), dtype=np.float64)
+        deviation = _deviation(images, mean)
     else:
         mean, deviation = np.zeros(channels), np.full(channels, column.high or 1.0)
     tensors = {"mean": mean.reshape(-1, 1, 1), "scale": _inverse(deviation).reshape(-1, 1, 1)}
     return Preprocess(columns=(column,), missing="refuse", tensors=_as_float32(tensors))
+
+
+def _deviation(images: npt.NDArray[Any], mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[channels] Of images [n, channels, h, w]; a part at a time, since float64 takes eight times
+    the room of bytes."""
+    squares = sum(
+        np.square(images[part] - mean[:, None, None]).sum(axis=(0, 2, 3))
+        for part in _parts(len(images))
+    )
+    deviation: npt.NDArray[np.float64] = np.sqrt(squares / (images.size // images.shape[1]))
+    return deviation
+
+
+def _channels_first(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[n, channels, h, w] from [n, h, w] or [n, h, w, channels]."""
+    return x[:, None] if x.ndim == 3 else np.moveaxis(x, -1, 1)
+
+
+def _parts(n: int) -> Iterator[slice]:
+    return (slice(at, at + PART) for at in range(0, n, PART))
 
 
 def fit_table(

@@ -16,6 +16,8 @@ class Column:
     kind: Literal["image", "number", "category", "text"]
     shape: tuple[int, ...] = ()
     """Of one value: (height, width) or (height, width, channels) for an image, () otherwise."""
+    resized: bool = False
+    """Whether a picture of any size is scaled to the shape, as it was in training."""
     low: float | None = None
     high: float | None = None
     """Smallest and largest value of the training split (of the format, for an image)."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Data, ImageData, TableData, TextData
-from lepton_ray.data import words
+from lepton_ray.data import folders, words
 from lepton_ray.data.frames import read_frame, sklearn_table
 from lepton_ray.data.schema import Column
 from lepton_ray.data.split import Labels
@@ -45,6 +45,8 @@ class Raw:
     target: str
     given_test: npt.NDArray[np.bool_] | None = None
     """[n] True where the source itself says test."""
+    notes: tuple[str, ...] = ()
+    """What a person should know about the source."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,10 +70,18 @@ def read(data: Data) -> Raw:
 
 
 def _read_images(data: ImageData) -> Raw:
+    path = Path(data.source)
+    if path.is_dir() and not any(path.glob("*-ubyte*")):
+        return _read_folder(data)
+    for name in ("size", "color"):
+        if getattr(data.preprocess, name) is not None:
+            raise DataError(
+                f"data.preprocess.{name} is for folders of pictures, but {data.source!r} is none: "
+                "leave it out"
+            )
     if data.source.startswith("sklearn:"):
         arrays, high = _sklearn_images(data.source.removeprefix("sklearn:"))
     else:
-        path = Path(data.source)
         if not path.exists():
             raise DataError(
                 f"data.source {data.source!r} does not exist (looked in {Path.cwd()}); "
@@ -108,6 +118,19 @@ def _read_images(data: ImageData) -> Raw:
         labels=y.astype(np.str_),
         target="label",
         given_test=is_test,
+    )
+
+
+def _read_folder(data: ImageData) -> Raw:
+    found = folders.read(data)
+    shape = found.pixels.shape[1:]
+    return Raw(
+        columns={"image": found.pixels},
+        kinds=(Column(name="image", kind="image", shape=shape, resized=True, low=0.0, high=255.0),),
+        labels=found.labels,
+        target="label",
+        given_test=found.given_test,
+        notes=found.notes,
     )
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 
 from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError
+from lepton_ray.training.elasticity import SPOT
 
 logger = logging.getLogger(__name__)
 
@@ -78,21 +80,33 @@ def is_embedded(address: str | None = None) -> bool:
 
 
 def resources() -> dict[str, float]:
-    """What the cluster has in all."""
-    return {str(name): float(amount) for name, amount in ray.cluster_resources().items()}
+    """What the cluster has in all, and as ``spot CPU`` and so on what of it is on spot nodes."""
+    total: Counter[str] = Counter()
+    for node in ray.nodes():
+        if node["Alive"]:
+            total.update(node["Resources"])
+            if SPOT.items() <= node["Labels"].items():
+                total.update({f"spot {name}": n for name, n in node["Resources"].items()})
+    return dict(total)
 
 
 def check_room(workers: Workers, available: Mapping[str, float], where: str) -> None:
     """The cluster has room for ``workers.min``.
+
+    Args:
+        available: as `resources` gives it.
 
     Raises:
         ClusterError: naming what is missing, instead of waiting for it.
     """
     for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
         needed, present = workers.min * each, available.get(name, 0.0)
+        if workers.spot:
+            present -= available.get(f"spot {name}", 0.0)
         if needed > present:
+            apart = " on nodes that are not spot" if workers.spot else ""
             raise ClusterError(
                 f"workers.min={workers.min} with {each:g} {name} each needs {needed:g} {name}, "
-                f"{where} has {present:g}: {needed - present:g} {name} are missing; lower "
+                f"{where} has {present:g}{apart}: {needed - present:g} {name} are missing; lower "
                 f"workers.min or workers.{name.lower()}s, or name a larger cluster with --address"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from lepton_ray.config.schema import Limits
+from lepton_ray.data.images import ImageError
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import images, tables
 from lepton_ray.serving.guard import OVERLOADED_S, exchange_of
@@ -47,6 +47,9 @@ class Bodies:
         self._most = int(limits.body_mb * MIB)
         self._unpacked = int(limits.decoded_mb * MIB)
         self._held = 0
+        # Of any size: each may take 256 MiB until it is scaled, so they go one after the other.
+        self._any_size = any(c.resized for c in schema.columns)
+        self._one = asyncio.Lock()
         # Python's objects take several times what they are made of.
         self._sandbox = Sandbox(4 * self._unpacked + 256 * MIB)
 
@@ -104,17 +107,23 @@ class Bodies:
                 415, f"Content-Type must be one of {', '.join(taken)}, but got {kind[:80]!r}"
             )
         if kind == JSON:
-            rows = await aside(len(body), _from_json, schema, body, most, self._unpacked)
+            rows = await self._aside(_from_json, body, most, self._unpacked)
         elif kind == CSV:
-            rows = await aside(len(body), tables.from_csv, schema, body, most)
+            rows = await self._aside(tables.from_csv, body, most)
         elif kind in IMAGES:
-            rows = await aside(len(body), _from_image, schema, body)
+            rows = await self._aside(_from_image, body, self._unpacked)
         else:
             read = tables.from_parquet if kind == PARQUET else tables.from_arrow
             rows = await self._sandbox.run(read, schema, body, most, self._unpacked)
         if not rows:
             raise RefusedError(422, "the body must hold at least one row, but holds none")
         return rows
+
+    async def _aside(self, read: Callable[..., list[Any]], body: bytes, *limits: int) -> list[Any]:
+        if not self._any_size:
+            return await aside(len(body), read, self._schema, body, *limits)
+        async with self._one:
+            return await asyncio.to_thread(read, self._schema, body, *limits)
 
     def close(self) -> None:
         """End what was started for bodies."""
@@ -140,33 +149,31 @@ def _from_json(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> li
 
 
 def _decoded(schema: Schema, rows: list[Any], most: int) -> list[Any]:
-    """The same with images that are files in base64 as pixels.
+    """The same with images that are files, as they are or in base64, as pixels.
 
     Raises:
         RefusedError: 413 when they unpack to more than ``most`` bytes.
         RowsError: naming the row.
     """
     columns = [c for c in schema.columns if c.kind == "image"]
-    size = 0
+    room = most
     for position, row in enumerate(rows):
         for column in columns:
-            text = row.get(column.name) if isinstance(row, dict) else None
-            if not isinstance(text, str):
+            file = row.get(column.name) if isinstance(row, dict) else None
+            if not isinstance(file, str | bytes):
                 continue
-            size += 4 * math.prod(column.shape)
-            if size > most:
-                raise tables.too_large(most)
             try:
-                row[column.name] = images.decode_base64(column, text)
-            except images.ImageError as error:
+                content = images.from_base64(column, file) if isinstance(file, str) else file
+                room -= images.unpacked_bytes(column, content)
+                if room < 0:
+                    raise tables.too_large(most)
+                row[column.name] = images.decode(column, content)
+            except ImageError as error:
                 problem = Problem(position, column.name, error.rule, error.value)
                 raise RowsError([problem]) from None
     return rows
 
 
-def _from_image(schema: Schema, body: bytes) -> list[Any]:
+def _from_image(schema: Schema, body: bytes, max_bytes: int) -> list[Any]:
     (column,) = (c for c in schema.columns if c.kind == "image")
-    try:
-        return [{column.name: images.decode(column, body)}]
-    except images.ImageError as error:
-        raise RowsError([Problem(0, column.name, error.rule, error.value)]) from None
+    return _decoded(schema, [{column.name: body}], max_bytes)

@@ -171,12 +171,15 @@ class Scaling(ScalingPolicy):
         workers = group.get_workers() if group and group.has_started() else []
         free = ray._private.state.available_resources_per_node()
         draining = ray._private.state.state.get_draining_nodes()
+        crew = self._controller.crew
+        apart = crew.labels if crew is not None else {}
         return [
             NodeView(
                 id=node["NodeID"],
                 free=free.get(node["NodeID"], {}),
                 ours=sum(worker.metadata.node_id == node["NodeID"] for worker in workers),
                 draining=node["NodeID"] in draining,
+                for_group=not (apart and apart.items() <= node["Labels"].items()),
             )
             for node in ray.nodes()
             if node["Alive"]
@@ -250,6 +253,8 @@ class LiveReplicas:
     """Live replicas at most."""
     each: dict[str, float]
     """Resources of one."""
+    labels: dict[str, str]
+    """Of the nodes they run on, and Ray Train's group does not; none for all nodes."""
     work: Callable[[dict[str, Any]], Any]
     config: dict[str, Any]
 
@@ -276,7 +281,13 @@ class Controller(TrainController):
                 tell=self._events.put,
             )
             self.crew = Crew(
-                live.size, live.each, live.work, live.config, self._coordinator, self.tell
+                live.size,
+                live.each,
+                live.labels,
+                live.work,
+                live.config,
+                self._coordinator,
+                self.tell,
             )
         self.last_step = 0
         self._scaling: Scaling = kwargs["scaling_policy"]

@@ -30,6 +30,7 @@ class Crew:
 
     Args:
         each: resources of one.
+        labels: which nodes they run on, and Ray Train's group does not; none for all nodes.
         work: what one runs, with its name as ``config["live"]``.
         tell: gets an event for one that ends with an exception; it is not started again.
     """
@@ -38,6 +39,7 @@ class Crew:
         self,
         size: int,
         each: dict[str, float],
+        labels: dict[str, str],
         work: Callable[[dict[str, Any]], Any],
         config: dict[str, Any],
         coordinator: Coordinator,
@@ -45,6 +47,7 @@ class Crew:
     ) -> None:
         self._free_names = [f"live {number}" for number in range(size)]
         self._each = each
+        self.labels = labels
         self._work = work
         self._config = config
         self._coordinator = coordinator
@@ -61,7 +64,11 @@ class Crew:
             ended, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
             for run in ended:
                 self._ended(run)
-        options = {"num_cpus": self._each.get("CPU", 0), "num_gpus": self._each.get("GPU", 0)}
+        options = {
+            "num_cpus": self._each.get("CPU", 0),
+            "num_gpus": self._each.get("GPU", 0),
+            "label_selector": self.labels,
+        }
         while self._free_names:
             name = self._free_names.pop(0)
             actor: Any = (
@@ -82,6 +89,8 @@ class Crew:
         Those that have not come yet go, because they would take it first; of those that train, as
         many as are in the way, but not the last one: it holds the state, until all is done.
         """
+        if self.labels:
+            return  # they are on other nodes
         training = {s.id.partition("@")[0]: s for s in self._coordinator.connected()}
         for name in set(self._actors) - set(training):
             self._end(name)
@@ -96,8 +105,10 @@ class Crew:
             self._end(name)
 
     def _end(self, name: str) -> None:
+        run = next(run for run, of in self._runs.items() if of == name)
+        del self._runs[run]
+        ray.cancel(run, recursive=False)  # or Ray tells the driver that it will be tried again
         ray.kill(self._actors.pop(name))
-        self._runs = {run: of for run, of in self._runs.items() if of != name}
         self._free_names.append(name)
 
     def _ended(self, run: Any) -> None:
@@ -108,7 +119,9 @@ class Crew:
             ray.get(run)
         except Exception as error:
             self._free_names.remove(name)
-            self._tell(kind="replica_failed", reason=f"{name}: {getattr(error, 'cause', error)}")
+            cause = getattr(error, "cause", error)
+            last = (str(cause).strip() or repr(cause)).splitlines()[-1]
+            self._tell(kind="replica_failed", reason=f"{name}: {last}")
 
 
 def in_the_way(missing: int, training: Sequence[Standing]) -> list[str]:

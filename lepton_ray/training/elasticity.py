@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+SPOT = {"ray.io/market-type": "spot"}
+"""How Ray labels a node that may be taken away."""
 MAX_STUCK = 3  # deaths in a row without one step done: the cause does not go away by itself
 
 
@@ -22,6 +24,8 @@ class NodeView:
     """Workers of Ray Train's group on it."""
     draining: bool
     """It will be taken away (a spot notice, an autoscaler that shrinks)."""
+    for_group: bool = True
+    """Ray Train's group may run on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,10 @@ class Resize:
 
 
 def possible_workers(nodes: Sequence[NodeView], each: Mapping[str, float]) -> int:
-    """How many workers fit on nodes that stay, those that run there included."""
+    """How many of the group's workers fit on nodes that stay, those that run there included."""
     total = 0
     for node in nodes:
-        if node.draining:
+        if node.draining or not node.for_group:
             continue
         fits = [int(node.free.get(name, 0.0) // amount) for name, amount in each.items() if amount]
         total += node.ours + max(0, min(fits, default=0))

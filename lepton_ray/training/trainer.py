@@ -33,6 +33,7 @@ from lepton_ray.training.controller import (
     pause_requested,
     replica_error,
 )
+from lepton_ray.training.elasticity import SPOT
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.membership import (
     PAUSE_S,
@@ -107,6 +108,7 @@ def train(
         minimum=workers.min,
         size=workers.max - workers.min,
         each=resources,
+        labels=SPOT if workers.spot else {},
         work=_work,
         config=config,
     )
@@ -116,10 +118,13 @@ def train(
         live=live if workers.live else None,
         on_event=on_event,
         train_loop_config=config,
-        scaling_config=ScalingConfig(
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # of Ray Train, typed as of Ray Air
             num_workers=size,
             use_gpu=workers.gpus > 0,
             resources_per_worker=resources,
+            label_selector={name: f"!{value}" for name, value in SPOT.items()}
+            if workers.spot
+            else None,
         ),
         torch_config=Backend(timeout_s=COLLECTIVE_TIMEOUT_S, live=workers.live),
         run_config=RunConfig(

@@ -131,6 +131,11 @@ class _Events(tune.Callback):
         self._journal = journal
         self._on_event = on_event
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks to restore a study, which the journal does here, and
+        who listens may hold a terminal."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._on_event({"kind": "trial_start", "trial": trial.trial_id, "params": trial.config})
 

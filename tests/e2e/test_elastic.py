@@ -21,27 +21,25 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.trainer import train
+from tests.elastic import MODELS, OPTIMIZERS
 
-MODELS = {
-    "mlp": {"inner": "mlp", "width": 24, "dropout": 0.1},
-    "cnn": {"inner": "cnn", "width": 4, "dropout": 0.1},
-    "transformer": {"inner": "tests.nets:transformer"},
-}
-OPTIMIZERS = {
-    "sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
-    "adamw": {"name": "adamw", "lr": 0.003},
-}
 STORE_BYTES = 100_000_000
 
 
 def experiment(
-    model: str, optimizer: str, pause_s: float, *, mode: str = "live", epochs: int = 12
+    model: str, optimizer: str, pause_s: float, *, epochs: int = 12, **workers: Any
 ) -> Experiment:
+    inner = MODELS[model]
     return validate(
         {
             "name": "elastic",
             "data": {"kind": "image", "source": "sklearn:digits", "split": {"test": 0.5}},
-            "model": {"name": "tests.nets:sleepy", "pause_s": pause_s, **MODELS[model]},
+            "model": {
+                **inner,
+                "inner": inner["name"],
+                "name": "tests.nets:sleepy",
+                "pause_s": pause_s,
+            },
             "train": {
                 "epochs": epochs,
                 "batch": 64,
@@ -50,7 +48,7 @@ def experiment(
                 "digest_every": 10,
                 "checkpoint": {"every_steps": 5},
             },
-            "workers": {"min": 1, "max": 3, "mode": mode},
+            "workers": {"min": 1, "max": 3, **workers},
         }
     )
 

@@ -22,7 +22,13 @@ def test_a_study_finds_stops_and_resumes(reference: ray.ObjectRef, tmp_path: Pat
     settings = {"trials": 4, "space": SPACE}
     small = experiment(tune=settings)
     events: list[dict] = []
-    best, journal = study.run(small, reference, folder=tmp_path, on_event=events.append)
+    with (tmp_path / "said").open("w") as terminal:  # Tune pickles its callbacks; a file cannot be
+
+        def listen(event: dict) -> None:
+            events.append(event)
+            print(event["kind"], file=terminal)
+
+        best, journal = study.run(small, reference, folder=tmp_path, on_event=listen)
     assert len(journal.finished) == 4
     assert {r.state for r in journal.finished} <= {"finished", "pruned"}
     assert journal.finished[0].params["model.width"] in (4, 8)

@@ -40,6 +40,11 @@ def test_unknown_key_of_a_distribution_names_the_distributions() -> None:
     assert "did you mean 'loguniform'?" in problem
 
 
+def test_spot_is_for_live_replicas() -> None:
+    (problem,) = problems(SMALL + "workers: {max: 4, spot: true, mode: restart}\n")
+    assert "spot: true is for live replicas, but mode is restart" in problem
+
+
 def test_all_problems_are_told_at_once() -> None:
     found = problems(SMALL + "train: {epochs: 0, batch: many}\nworkers: {min: 3, max: 2}\n")
     assert len(found) == 3

@@ -18,8 +18,8 @@ from lepton_ray.training.elasticity import (
 ONE = {"CPU": 1.0}
 
 
-def node(cpus: float, ours: int = 0, draining: bool = False, gpus: float = 0) -> NodeView:
-    return NodeView(id="n", free={"CPU": cpus, "GPU": gpus}, ours=ours, draining=draining)
+def node(cpus: float, ours: int = 0, draining: bool = False, gpus: float = 0, **rest) -> NodeView:
+    return NodeView(id="n", free={"CPU": cpus, "GPU": gpus}, ours=ours, draining=draining, **rest)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def node(cpus: float, ours: int = 0, draining: bool = False, gpus: float = 0) ->
         ([node(2.5), node(1)], ONE, 3),
         ([node(0, ours=2), node(1)], ONE, 3),
         ([node(4, draining=True), node(1)], ONE, 1),
+        ([node(4, for_group=False), node(1)], ONE, 1),
         ([node(8, gpus=1)], {"CPU": 2.0, "GPU": 1.0}, 1),
         ([node(1.5), node(1.5)], {"CPU": 2.0}, 0),
     ],

@@ -10,17 +10,8 @@ import pytest
 
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
-from tests.elastic import PHASES, Generation, Kill, Outcome, train
+from tests.elastic import MODELS, OPTIMIZERS, PHASES, Generation, Kill, Outcome, train
 
-MODELS = {
-    "mlp": {"name": "mlp", "width": 24, "dropout": 0.1},
-    "cnn": {"name": "cnn", "width": 4, "dropout": 0.1},
-    "transformer": {"name": "tests.nets:transformer"},
-}
-OPTIMIZERS = {
-    "sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
-    "adamw": {"name": "adamw", "lr": 0.003},
-}
 PAIRS = [(m, o) for m in MODELS for o in OPTIMIZERS]
 STEPS = 14  # two epochs of 7
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from lepton_ray.cli import main
 from lepton_ray.config import validate
 from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
 from lepton_ray.jobs.planning import make_plan
@@ -93,3 +97,14 @@ def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_inexact_training_allows_what_exact_training_does_not() -> None:
     plan(model={"name": "tests.nets:scatter"}, train={"exact": False})
+
+
+def test_what_a_model_prints_is_no_part_of_the_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(json.dumps({**SMALL, "model": {"name": "tests.nets:chatty"}}))
+    assert main(["plan", str(file), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["samples"]["train"] == 486
+    assert "a person's own line" in printed.err

@@ -1,0 +1,317 @@
+"""``lepton-ray init``: what it guesses from data, and that a plan takes what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+from lepton_ray import cli
+from lepton_ray.config import load, loads, render
+from lepton_ray.config.schema import Train
+from lepton_ray.errors import DataError, InputError
+from lepton_ray.jobs.planning import make_plan
+from lepton_ray.jobs.watchers import Silent
+from lepton_ray.pipeline import guess
+from lepton_ray.pipeline.guess import Guess
+from lepton_ray.pipeline.init import init
+from tests import apps
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def home(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(source: str, **options: Any) -> dict[str, Any]:
+    asked = {"output": None, "target": None, "force": False, "terminal": Silent(), **options}
+    return init(source, **asked)
+
+
+def guessed(frame: pd.DataFrame, target: str | None = None) -> dict[str, Any]:
+    return {g.path.removeprefix("data."): g.value for g in guess.rows("t", frame, target)}
+
+
+# --- a plan takes it -----------------------------------------------------------------------------
+
+
+def cancer(home: Path) -> str:
+    loaded = load_breast_cancer(as_frame=True)
+    frame = loaded.data.assign(diagnosis=loaded.target_names[loaded.target])
+    frame.insert(0, "id", range(7000, 7000 + len(frame)))
+    frame.to_csv(home / "Breast Cancer.csv", index=False)
+    return "Breast Cancer.csv"
+
+
+def reviews(home: Path) -> str:
+    frame = pd.read_csv(apps.write_reviews(home / "r.csv", 240))
+    frame.to_json(home / "reviews.jsonl", orient="records", lines=True)
+    return "reviews.jsonl"
+
+
+def diabetes(home: Path) -> str:
+    frame = load_diabetes(as_frame=True).frame.rename(columns={"target": "progression"})
+    frame.loc[3:9, "bmi"] = np.nan
+    frame.to_parquet(home / "diabetes.parquet")
+    return "diabetes.parquet"
+
+
+def photos(home: Path) -> str:
+    for number in range(120):
+        values = np.random.default_rng(number).integers(0, 200, (90, 60, 3), np.uint8)
+        values[..., number % 2] += 50
+        path = home / "photos" / ("cat", "dog")[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    return "photos"
+
+
+def arrays(home: Path) -> str:
+    x = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
+    y = np.arange(200) % 10
+    np.savez(home / "a.npz", x_train=x[:150], y_train=y[:150], x_test=x[150:], y_test=y[150:])
+    return "a.npz"
+
+
+def idx(home: Path) -> str:
+    """The four files of MNIST: magic, sizes, then bytes."""
+    rng = np.random.default_rng(0)
+    for stem, n in (("train", 200), ("t10k", 50)):
+        parts = {
+            "images-idx3": rng.integers(0, 256, (n, 6, 6), np.uint8),
+            "labels-idx1": np.arange(n, dtype=np.uint8) % 5,
+        }
+        for kind, values in parts.items():
+            sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+            content = bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()
+            (home / "idx").mkdir(exist_ok=True)
+            (home / "idx" / f"{stem}-{kind}-ubyte").write_bytes(content)
+    return "idx"
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (cancer, {"kind": "table", "target": "diagnosis", "model": "mlp", "metric": "accuracy"}),
+        (reviews, {"kind": "text", "target": "mood", "model": "text_bag", "metric": "accuracy"}),
+        (diabetes, {"kind": "table", "target": "progression", "model": "mlp", "metric": "mae"}),
+        (photos, {"kind": "image", "model": "cnn", "metric": "accuracy"}),
+        (arrays, {"kind": "image", "model": "cnn", "metric": "accuracy"}),
+        (idx, {"kind": "image", "model": "cnn", "metric": "accuracy"}),
+    ],
+)
+def test_a_plan_takes_what_is_written(home: Path, make: Any, expected: dict) -> None:
+    done = written(make(home))
+    experiment = load(done["file"])
+    found = {
+        "kind": experiment.data.kind,
+        "target": getattr(experiment.data, "target", None),
+        "model": experiment.model.name,
+        "metric": experiment.gate.metric,
+    }
+    assert {k: v for k, v in found.items() if k in expected} == expected
+    plan, _ = make_plan(experiment)
+    assert plan.steps >= 100
+    assert done["next"] == f"lepton-ray run {done['file']}"
+
+
+def test_every_guess_is_in_the_file_with_its_reason(home: Path) -> None:
+    done = written(cancer(home))
+    text = Path(done["file"]).read_text()
+    assert done["file"] == "breast-cancer.yaml"
+    assert "  drop: [id]  # guessed: id: an id: 569 distinct whole numbers\n" in text
+    assert "  metric: accuracy  # guessed: 2 classes, 37 % of the samples are 'malignant'\n" in text
+    given = {"name", "data.source"}
+    assert {g["path"] for g in done["guesses"] if not g["reason"]} <= given
+
+
+def test_the_given_splits_are_kept(home: Path) -> None:
+    experiment = load(written(reviews(home))["file"])
+    assert (experiment.data.split.test, experiment.data.split.column) == ("given", "part")
+    assert load(written(arrays(home))["file"]).data.split.test == "given"
+
+
+def test_pictures_are_taken_at_the_size_that_is_written(home: Path) -> None:
+    data = load(written(photos(home))["file"]).data
+    assert data.kind == "image"
+    assert (data.preprocess.size, data.preprocess.color) == ((64, 43), "rgb")
+
+
+# --- the rules -----------------------------------------------------------------------------------
+
+
+def table(n: int = 60, **columns: Any) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    return pd.DataFrame({"a": rng.normal(size=n), "b": rng.normal(size=n), **columns})
+
+
+def test_the_target_is_known_by_its_name_else_the_last_that_can_be() -> None:
+    classes = ["p", "q"] * 30
+    assert guessed(table(Label=classes, c=classes))["target"] == "Label"
+    assert guessed(table(c=classes, kind=classes))["target"] == "kind"
+    names = [f"person {i}" for i in range(60)]
+    assert guessed(table(c=classes, name=names))["target"] == "c"
+    assert guessed(table(Label=classes, c=classes), "c")["target"] == "c"
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        (["p", "q"] * 30, "classification"),
+        ([True, False] * 30, "classification"),
+        ([0, 1, 2] * 20, "classification"),
+        ([1.0, 2.0] * 30, "classification"),
+        ([0.5, 1.5] * 30, "regression"),
+        (list(range(0, 120, 2)), "regression"),
+    ],
+)
+def test_classes_are_texts_or_few_whole_numbers(values: list, task: str) -> None:
+    assert guessed(table(y=values))["task"] == task
+
+
+def test_columns_that_tell_nothing_are_dropped() -> None:
+    n = 60
+    frame = table(
+        customer_id=np.random.default_rng(0).permutation(n) + 500,
+        row=range(n),
+        code=[f"k{i}" for i in range(n)],
+        same=[1] * n,
+        nothing=[None] * n,
+        tags=[["x"]] * n,
+        age=np.random.default_rng(1).permutation(n) + 20,
+        city=["Bonn", "Rom", "Oslo"] * 20,
+        y=["p", "q"] * 30,
+    )
+    found = guessed(frame)
+    assert found["drop"] == ["customer_id", "row", "code", "same", "nothing", "tags"]
+    assert found["kind"] == "table"
+
+
+def test_free_texts_are_read_for_classes_and_left_out_for_a_number() -> None:
+    texts = [f"a rather long text of number {i}" for i in range(60)]
+    found = guessed(table(words=texts, y=["p", "q"] * 30))
+    assert (found["kind"], found["text"]) == ("text", "words")
+    found = guessed(table(words=texts, y=np.linspace(0, 1, 60)))
+    assert (found["kind"], found["drop"]) == ("table", ["words"])
+
+
+def test_gaps_in_numbers_become_the_median() -> None:
+    assert "preprocess.missing" not in guessed(table(y=["p", "q"] * 30))
+    frame = table(y=["p", "q"] * 30)
+    frame.loc[3, "a"] = np.nan
+    assert guessed(frame)["preprocess.missing"] == "median"
+
+
+@pytest.mark.parametrize(
+    ("rare", "metric", "said"), [(90, "accuracy", "30 %"), (30, "auc", "9.9 %")]
+)
+def test_rare_classes_are_not_measured_by_accuracy(
+    home: Path, rare: int, metric: str, said: str
+) -> None:
+    y = np.arange(300) < rare
+    table(300, y=np.where(y, "yes", "no")).to_csv("t.csv", index=False)
+    done = written("t.csv")
+    assert load(done["file"]).gate.metric == metric
+    (reason,) = [g["reason"] for g in done["guesses"] if g["path"] == "gate.metric"]
+    assert f"{said} of the samples are 'yes'" in reason
+    make_plan(load(done["file"]))
+
+
+def test_several_rare_classes_are_measured_by_f1(home: Path) -> None:
+    table(300, y=["p"] * 180 + ["q"] * 90 + ["r"] * 30).to_csv("t.csv", index=False)
+    assert load(written("t.csv")["file"]).gate.metric == "f1_macro"
+
+
+def test_any_number_of_samples_has_a_batch_that_shards_divide() -> None:
+    for n in [8, 9, 31, 100, 1000, 5000, 10**6]:
+        batch = guess._batch(n)
+        assert batch <= n
+        assert batch % Train(batch=batch).n_shards == 0
+    with pytest.raises(DataError, match="needs at least 8 samples, but has 7"):
+        guess._batch(7)
+
+
+def test_any_name_of_a_column_survives_the_file() -> None:
+    hostile = ["a: b", "yes", "# x", "'", "{", "null", "two\nlines", "Größe", "- z", "1e5", "07"]
+    guesses = [
+        Guess("name", "t"),
+        Guess("data.kind", "table", "because\nof # this"),
+        Guess("data.source", "t: #.csv"),
+        Guess("data.target", hostile[0]),
+        Guess("data.drop", hostile[1:], "; ".join(hostile)),
+        Guess("model.name", "mlp"),
+    ]
+    data = loads(guess.render(guesses, "from\nsomewhere")).data
+    assert data.kind == "table"
+    assert (data.source, data.target, list(data.drop)) == ("t: #.csv", hostile[0], hostile[1:])
+    experiment = loads(guess.render(guesses, "")).model_copy(update={"data": data})
+    assert loads(render(experiment)) == experiment
+
+
+# --- wrong input ---------------------------------------------------------------------------------
+
+
+def test_a_file_is_overwritten_only_when_asked(home: Path) -> None:
+    table(y=["p", "q"] * 30).to_csv("t.csv", index=False)
+    Path("t.yaml").write_text("mine")
+    with pytest.raises(InputError, match=r"t\.yaml exists: --force overwrites it, -o FILE names"):
+        written("t.csv")
+    assert Path("t.yaml").read_text() == "mine"
+    assert written("t.csv", output="u.yaml")["file"] == "u.yaml"
+    written("t.csv", force=True)
+    assert load("t.yaml").name == "t"
+    with pytest.raises(InputError, match="cannot be written: .*: name another with -o"):
+        written("t.csv", output="none/u.yaml")
+
+
+def test_data_that_cannot_be_used_are_told(home: Path) -> None:
+    Path("empty.csv").write_text("")
+    Path("head.csv").write_text("a,b\n")
+    Path("one.csv").write_text("a\n1\n2\n")
+    Path("t.xlsx").write_text("x")
+    Path("folder").mkdir()
+    Path("folder/rows.csv").write_text("a,b\n1,2\n")
+    table(y=["p", "q"] * 30, tags=[["x"]] * 60).to_json("t.jsonl", orient="records", lines=True)
+    photos(home)
+    for source, target, said in [
+        ("none.csv", None, "'none.csv' does not exist"),
+        ("empty.csv", None, "empty.csv: cannot be read"),
+        ("head.csv", None, "has 0 rows and 2 columns"),
+        ("one.csv", None, "has 2 rows and 1 columns"),
+        ("t.xlsx", None, "t.xlsx: must be a folder of pictures .*IDX.* .npz, .csv, .parquet, .jso"),
+        ("folder", None, "must be .*; but it is a folder that holds rows.csv"),
+        ("t.jsonl", "z", r"no column 'z', known: a, b, tags, y"),
+        ("t.jsonl", "tag", "no column 'tag', did you mean 'tags'"),
+        ("t.jsonl", "tags", r"'tags' cannot be predicted \(lists or objects\)"),
+        ("photos", "y", "--target names a column, but photos holds images"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            written(source, target=target)
+    assert not list(home.glob("*.yaml")), "nothing was written"
+
+
+def test_the_command_prints_a_table_or_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(y=["p", "q"] * 30).to_csv("t.csv", index=False)
+    assert cli.main(["init", "t.csv"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("init   t.yaml\n  data.kind ")
+    assert out.endswith("next   lepton-ray run t.yaml\n")
+    assert cli.main(["init", "t.csv", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["kind"] == "InputError"
+    assert cli.main(["init", "t.csv", "-o", "u.yaml", "--target", "a", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"path": "data.target", "value": "a", "reason": "as asked"} in result["guesses"]
