@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
+from multiprocessing.connection import Client
 from typing import Any
 
 import pytest
 
+from lepton_ray.training.membership import live
+from lepton_ray.training.membership.coordinator import Coordinator
 from lepton_ray.training.membership.generations import End, Generation, Standing, decide, held_up
+from lepton_ray.training.membership.live import Live
 from tests.elastic import PHASES, Kill, LiveOutcome, Member, Outcome, train, train_live
 from tests.elastic import Generation as Fixed
 from tests.unit.test_exactness import PAIRS, STEPS, experiment
@@ -134,6 +139,28 @@ def test_one_that_hangs_is_dropped_and_comes_back() -> None:
     check(outcome, "mlp", "sgd", members)
     reasons = [e["reason"] for e in outcome.events if e["kind"] == "resize"]
     assert reasons == ["replica 1 silent for 1 s", "replica 1 joined"]
+
+
+def test_a_network_that_fails_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that was cut off hears that there is no way to the coordinator, until there is."""
+    coordinator = Coordinator("127.0.0.1", b"secret", minimum=1)
+    tries: list[Any] = []
+
+    def connect(*address: Any, **options: Any) -> Any:
+        tries.append(address)
+        if len(tries) < 3:
+            raise OSError(errno.EHOSTUNREACH, "No route to host")
+        return Client(*address, **options)
+
+    monkeypatch.setattr(live, "Client", connect)
+    try:
+        here = Live(coordinator.address, b"secret", id="a", guaranteed=True, host="127.0.0.1")
+        entry = here.enter({}, None)
+    finally:
+        coordinator.close()
+    assert entry is not None
+    assert entry.peers.size == 1
+    assert len(tries) == 3
 
 
 def test_one_that_holds_the_others_up_is_reported_once() -> None:

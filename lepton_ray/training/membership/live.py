@@ -8,6 +8,7 @@ that remain arrive for the next generation with the state of the last whole step
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import queue
 import threading
@@ -27,6 +28,7 @@ from lepton_ray.training.membership.peers import LOOK_S, LostPeerError, Peers
 
 COLLECTIVE_TIMEOUT_S = 300.0
 RECENT = 0.1  # weight of the last step in a replica's pace
+UNREACHABLE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT}  # a network that may return
 
 
 class Live:
@@ -153,20 +155,28 @@ class Live:
             return Peers(group, lost=lost)
 
     def _connect(self, profile: dict[str, Any] | None) -> None:
-        """
+        """Wait for the network if it is what fails: with the run, Ray ends this process too.
+
         Raises:
-            TrainingError: when nothing answers: the run is over.
+            LeftError: when it was asked to leave meanwhile.
+            TrainingError: when its host says that nothing answers there: the run is over.
         """
         host, port, _ = self._address
-        try:
-            connection = Client((host, port), family="AF_INET")
-            answer_challenge(connection, self._secret)
-            deliver_challenge(connection, self._secret)
-            connection.send_bytes(json.dumps({**self._hello, "profile": profile}).encode())
-        except (OSError, EOFError) as error:
-            raise TrainingError(
-                f"the run's coordinator at {host}:{port} is gone: {error}"
-            ) from None
+        while True:
+            try:
+                connection = Client((host, port), family="AF_INET")
+                answer_challenge(connection, self._secret)
+                deliver_challenge(connection, self._secret)
+                connection.send_bytes(json.dumps({**self._hello, "profile": profile}).encode())
+                break
+            except (OSError, EOFError) as error:
+                if getattr(error, "errno", None) not in UNREACHABLE:
+                    raise TrainingError(
+                        f"the run's coordinator at {host}:{port} is gone: {error}"
+                    ) from None
+            if self.leaving:
+                raise LeftError
+            time.sleep(LOOK_S)
         self._connection = connection
         threading.Thread(target=self._listen, args=(connection,), daemon=True).start()
 
