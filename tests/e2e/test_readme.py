@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lepton_ray.cli import _parser
+from lepton_ray.cli import parser
 from lepton_ray.config import Experiment, load, loads
 from tests.e2e.test_demo import REPO, run
 
@@ -23,7 +23,7 @@ def test_every_command_is_one_of_ours() -> None:
     makefile = (REPO / "Makefile").read_text()
     for words in COMMANDS:
         if words[0] == "lepton-ray":
-            _parser().parse_args(words[1:])
+            parser().parse_args(words[1:])
             files = [w for w in words if w.endswith(".yaml")]
             assert all((REPO / f).exists() for f in files), words
         elif words[0] == "make":

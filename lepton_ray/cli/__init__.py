@@ -1,0 +1,102 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 1 the run failed, 2 wrong input.
+
+Nothing heavy is imported before a command is known, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+from lepton_ray import __version__
+from lepton_ray.cli import endpoints, experiments, models
+from lepton_ray.cli.commands import Commands
+from lepton_ray.cli.terminal import Terminal
+from lepton_ray.errors import InputError, LeptonRayError
+
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    terminal = Terminal(quiet=options.json)
+    log_file = None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as tidily as Ctrl-C
+    try:
+        log_file = _log_to_file(options)
+        # Standard output is ours alone: Ray prints there by itself, and so may a person's model.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = options.call(options, terminal)
+    except KeyboardInterrupt:
+        terminal.error(_interrupted(options))
+        return INTERRUPTED
+    except LeptonRayError as error:
+        logging.getLogger(__name__).info("failed", exc_info=True)
+        terminal.error(f"error: {error}")
+        if options.json:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        return error.exit_code
+    except Exception:
+        logging.getLogger(__name__).exception("unexpected error")
+        if log_file is None:
+            raise
+        terminal.error(f"error: unexpected, this is a bug; the log is {log_file}")
+        raise
+    if options.json:
+        print(json.dumps(result))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of all commands."""
+    whole = argparse.ArgumentParser(
+        prog="lepton-ray",
+        description="From data to a live model on an elastic Ray cluster, from one file.",
+    )
+    whole.add_argument("--version", action="version", version=f"lepton-ray {__version__}")
+    commands = Commands(whole)
+    for group in (experiments, models, endpoints):
+        group.declare(commands)
+    return whole
+
+
+def _log_to_file(options: argparse.Namespace) -> Path | None:
+    """Everything logged goes to a file; nothing of it to the screen."""
+    if options.command not in ("run", "tune", "train", "serve", "verify"):
+        logging.getLogger().addHandler(logging.NullHandler())
+        return None
+    folder = Path("lepton_results") / "logs"
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{options.command}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise InputError(f"the log folder {folder} cannot be written: {error}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    # MLflow and Ray would put handlers of their own on the screen.
+    os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"
+    import ray.serve  # noqa: F401 - its import cuts its loggers off from the root
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    return path
+
+
+def _interrupted(options: argparse.Namespace) -> str:
+    if options.command in ("run", "tune", "train"):
+        words = [options.command, options.file, *(f"--set={s}" for s in options.settings)]
+        return f"stopped; go on with: lepton-ray {shlex.join(words)} --resume"
+    return "stopped"

@@ -1,0 +1,86 @@
+"""Commands on registered models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from lepton_ray.cli.commands import Commands
+from lepton_ray.cli.terminal import Terminal
+from lepton_ray.errors import InputError
+
+MODELS_TAKE = {  # least and most MODELs, and an example
+    "show": (1, 1, "models show digits@champion"),
+    "compare": (2, 9, "models compare digits/1 digits/2"),
+    "promote": (1, 1, "models promote digits/2"),
+    "rollback": (1, 1, "models rollback digits"),
+}
+
+
+def declare(commands: Commands) -> None:
+    """Add models and predict."""
+    models = commands.add("models", _models, "list, show, compare, promote and roll back models")
+    models.add_argument("action", choices=["list", *MODELS_TAKE])
+    models.add_argument(
+        "models", nargs="*", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION; NAME to roll back"
+    )
+    predict = commands.add("predict", _predict, "predict the rows of a file, or pictures")
+    predict.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    predict.add_argument(
+        "data", nargs="+", metavar="DATA", help="a JSONL, CSV or Parquet file; pictures or folders"
+    )
+    predict.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+
+
+def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import promotion
+    from lepton_ray.tracking import registry
+
+    given = options.models
+    if options.action == "list":
+        if len(given) > 1:
+            raise InputError("models list takes one NAME or none")
+        return _list_models(registry.versions(given[0] if given else None), terminal)
+    least, most, example = MODELS_TAKE[options.action]
+    if not least <= len(given) <= most:
+        raise InputError(f"models {options.action} needs a MODEL, as in {example}")
+    if options.action == "promote":
+        return promotion.promote(given[0], terminal)
+    if options.action == "rollback":
+        return promotion.rollback(given[0], terminal)
+    if options.action == "compare":
+        return promotion.compare(given, terminal)
+    version = registry.resolve(given[0])
+    value = {**_version_json(version), "manifest": registry.manifest(version)}
+    terminal.say(json.dumps(value, indent=1))
+    return value
+
+
+def _list_models(found: list[Any], terminal: Terminal) -> dict[str, Any]:
+    for v in found:
+        metric = "accuracy" if "test_accuracy" in v.tags else "mae"
+        measured = f"{metric} {v.tags.get(f'test_{metric}', '-')[:6]}"
+        terminal.say(
+            f"{v.name + '/' + str(v.version):30} {','.join(v.aliases):12} {measured:16} weights "
+            f"{v.tags.get('lepton_ray.weights_sha256', '-')[:12]}"
+        )
+    if not found:
+        terminal.say("no models registered yet")
+    return {"models": [_version_json(v) for v in found]}
+
+
+def _version_json(version: Any) -> dict[str, Any]:
+    return {
+        "name": version.name,
+        "version": version.version,
+        "aliases": list(version.aliases),
+        "mlflow_run": version.run_id,
+        "tags": version.tags,
+    }
+
+
+def _predict(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline.models import predict_file
+
+    return predict_file(options.model, options.data, output=options.output, terminal=terminal)

@@ -1,0 +1,119 @@
+"""What an experiment file may say: frozen models, unknown keys refused.
+
+One-field rules stand with the field; rules across sections stand in `Experiment`. Rules that need
+the data, torch or a cluster are checked by ``plan``, not here, so that reading a file stays quick.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lepton_ray.config.schema.data import (
+    Data,
+    ImageData,
+    ImagePreprocess,
+    Split,
+    TableData,
+    TablePreprocess,
+    TextData,
+    TextPreprocess,
+)
+from lepton_ray.config.schema.section import (
+    Section,
+)
+from lepton_ray.config.schema.serving import (
+    Batching,
+    Gate,
+    Limits,
+    Replicas,
+    Serve,
+)
+from lepton_ray.config.schema.training import (
+    Checkpoint,
+    EarlyStop,
+    Model,
+    Optimizer,
+    Schedule,
+    Train,
+    Workers,
+)
+from lepton_ray.config.schema.tuning import (
+    Budget,
+    Distribution,
+    Tune,
+)
+
+__all__ = [
+    "Batching",
+    "Budget",
+    "Checkpoint",
+    "Data",
+    "Distribution",
+    "EarlyStop",
+    "Experiment",
+    "Gate",
+    "ImageData",
+    "ImagePreprocess",
+    "Limits",
+    "Model",
+    "Optimizer",
+    "Replicas",
+    "SCHEMA_VERSION",
+    "Schedule",
+    "Serve",
+    "Split",
+    "TableData",
+    "TablePreprocess",
+    "TextData",
+    "TextPreprocess",
+    "Train",
+    "Tune",
+    "Workers",
+]
+
+SCHEMA_VERSION = 1
+
+
+class Experiment(Section):
+    version: Literal[1] = 1
+    """Version of this format; older files are upgraded when read."""
+    name: str
+    """Names the MLflow experiment, the registered model and the folder of results."""
+    data: Annotated[Data, Field(discriminator="kind")]
+    model: Model
+    train: Train = Train()
+    workers: Workers = Workers()
+    tune: Tune | None = None
+    gate: Gate = Gate()
+    serve: Serve = Serve()
+    storage: str = "lepton_results"
+    """Folder of results and checkpoints. At a URI (``s3://``, ``gs://``) lies what a run needs to
+    go on, its state and its checkpoints; the rest stays under ``lepton_results``."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
+            raise ValueError(
+                f"name must be up to 63 of a-z, 0-9, '-' and '_', starting with a letter or "
+                f"digit, but got {name!r}"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _across(self) -> Experiment:
+        if "boosting" in self.gate.beats and self.data.kind != "table":
+            raise ValueError(
+                "gate.beats: boosting is measured for tables only: take it out of the list"
+            )
+        if self.train.exact and self.workers.max > self.train.n_shards:
+            raise ValueError(
+                f"workers.max must be at most the number of shards, but got {self.workers.max} "
+                f"workers and {self.train.n_shards} shards: set train.shards to "
+                f"{1 << (self.workers.max - 1).bit_length()} or workers.max to "
+                f"{self.train.n_shards}"
+            )
+        return self

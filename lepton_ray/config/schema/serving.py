@@ -1,0 +1,62 @@
+"""What a version must be to be promoted, and how its endpoint answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lepton_ray.config.schema.section import Section
+
+
+class Gate(Section):
+    metric: str = "accuracy"
+    at_least: float | None = None
+    at_most: float | None = None
+    beats: tuple[Literal["baseline", "linear", "boosting", "champion"], ...] = ("baseline",)
+    """What the version must be better than on the test split: the trivial baseline, the linear
+    one, gradient boosting (for tables), the current champion (if there is one)."""
+
+
+class Replicas(Section):
+    min: int = Field(1, ge=1)
+    max: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _range(self) -> Replicas:
+        if self.min > self.max:
+            raise ValueError(f"min <= max must hold, but got {self.min} and {self.max}")
+        return self
+
+
+class Batching(Section):
+    max: int = Field(64, ge=1)
+    """Rows in one forward pass at most."""
+    wait_ms: float = Field(2.0, ge=0)
+    """How long the first request of a batch waits for others."""
+
+
+class Limits(Section):
+    """What an endpoint takes; a request beyond is refused and named, never cut."""
+
+    body_mb: float = Field(16.0, gt=0)
+    """MiB of one request's body (413)."""
+    decoded_mb: float = Field(256.0, gt=0)
+    """MiB that the texts and images of a body unpack to (413)."""
+    rows: int = Field(10_000, ge=1)
+    """Rows of one request (413)."""
+    queue: int = Field(256, ge=1)
+    """Requests in a replica at a time, waiting or running (429)."""
+    timeout_s: float = Field(60.0, gt=0)
+    """For one request, from its head to its answer (408 while its body arrives, then 503)."""
+
+
+class Serve(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    replicas: Replicas = Replicas()
+    batch: Batching = Batching()
+    limits: Limits = Limits()
+    keys: str | None = None
+    """File of API keys; with it every request needs one. Default: none on loopback, and
+    ``lepton_keys.json`` at any other host."""
