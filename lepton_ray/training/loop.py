@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lepton_ray import models
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data.augment import augment, draws
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.order import key, shard_indices, steps_per_epoch
 from lepton_ray.errors import DataError, DivergenceError, ExperimentError, TrainingError
@@ -414,8 +415,10 @@ class Replica:
             batch=train.batch,
             samples=len(samples),
         )
-        x, y = torch.from_numpy(samples.x[rows]), torch.from_numpy(samples.y[rows])
-        return x.to(self.device), y.to(self.device)
+        x, y = samples.x[rows], samples.y[rows]
+        if train.augment is not None:
+            x = augment(x, draws(train.seed, epoch, len(samples))[rows], train.augment)
+        return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)
 
 
 def refuse_inexact(model: torch.nn.Module) -> None:

@@ -32,6 +32,7 @@ from lepton_ray.config.schema.serving import (
     Serve,
 )
 from lepton_ray.config.schema.training import (
+    Augment,
     Checkpoint,
     EarlyStop,
     Model,
@@ -47,6 +48,7 @@ from lepton_ray.config.schema.tuning import (
 )
 
 __all__ = [
+    "Augment",
     "Batching",
     "Budget",
     "Checkpoint",
@@ -108,6 +110,10 @@ class Experiment(Section):
         if "boosting" in self.gate.beats and self.data.kind != "table":
             raise ValueError(
                 "gate.beats: boosting is measured for tables only: take it out of the list"
+            )
+        if self.train.augment is not None and self.data.kind != "image":
+            raise ValueError(
+                f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(
