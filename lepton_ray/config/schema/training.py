@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -57,6 +57,9 @@ class Train(Section):
     """Logical workers for the life of a run. Default: batch / 32 as a power of two, at least 4."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """What an error in a class costs: as much for each class in total, or by its name (others 1).
+    The metrics stay unweighted; ``evaluate.calibrate: platt`` makes probabilities of it again."""
     clip: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient."""
     ema: float | None = Field(None, gt=0, lt=1)
