@@ -55,8 +55,7 @@ def predict_file(
     if runtime.schema.columns[0].kind == "image" and all(map(_is_pictures, given)):
         lines = _picture_lines(runtime, given)
     elif len(given) == 1:
-        texts = [c.name for c in runtime.schema.columns if c.kind == "text"]
-        rows = frames.read_rows(given[0], texts)
+        rows = frames.read_rows(given[0], runtime.schema)
         lines = [answer.model_dump_json() for answer in runtime.predict(rows)]
     else:
         raise InputError(

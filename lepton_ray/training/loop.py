@@ -76,7 +76,7 @@ class Replica:
         self.experiment = experiment
         self.dataset = dataset
         self._epochs = min(epochs or train.epochs, train.epochs)
-        self._task = task_of(dataset)
+        self._task = task_of(dataset, train.class_weights)
         self.device = device or torch.device("cpu")
         self.profile = determinism.configure(train, self.device)
         allocator.keep_freed_memory()
@@ -116,7 +116,7 @@ class Replica:
             self.experiment.model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         ).to(self.device)
         refuse_inexact(model)
         optimizer = build_optimizer(

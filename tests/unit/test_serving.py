@@ -257,7 +257,7 @@ def test_a_number_that_is_none(people: Built, age: Any) -> None:
     assert value.startswith(repr(age)[:70])
 
 
-@pytest.mark.parametrize("city", [3, None, ["Rom"]])
+@pytest.mark.parametrize("city", [3, True, ["Rom"]])
 def test_a_category_that_is_no_text(people: Built, city: Any) -> None:
     assert refused(people, {"age": 1.0, "city": city}) == [
         (0, "city", "must be a text", repr(city))

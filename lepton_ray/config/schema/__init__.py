@@ -15,9 +15,6 @@ from lepton_ray.config.schema.data import (
     Data,
     ImageData,
     ImagePreprocess,
-    Split,
-    TableData,
-    TablePreprocess,
     TextData,
     TextPreprocess,
 )
@@ -31,6 +28,8 @@ from lepton_ray.config.schema.serving import (
     Replicas,
     Serve,
 )
+from lepton_ray.config.schema.splits import Split
+from lepton_ray.config.schema.tables import TableData, TablePreprocess
 from lepton_ray.config.schema.training import (
     Augment,
     Checkpoint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -71,6 +71,9 @@ class Train(Section):
     schedule: Schedule = Schedule()
     augment: Augment | None = None
     """For images only."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """What an error in a class costs: as much for each class in total, or by its name (others 1).
+    The metrics stay unweighted; ``evaluate.calibrate: platt`` makes probabilities of it again."""
     clip: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient."""
     ema: float | None = Field(None, gt=0, lt=1)
