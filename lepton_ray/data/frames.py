@@ -80,16 +80,6 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def read_rows(path: Path, texts: Collection[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a CSV, Parquet or JSONL file as plain values.
-
-    Raises:
-        DataError: see `read_frame`.
-    """
-    rows: list[dict[str, Any]] = read_frame(path, texts).to_dict("records")
-    return rows
-
-
 def sklearn_table(name: str) -> pd.DataFrame:
     """A table inside scikit-learn, with its classes by name where it has any.
 

@@ -45,7 +45,7 @@ def from_csv(schema: Schema, body: bytes, max_rows: int) -> Rows:
                 raise too_many_rows(max_rows)
             rows.append(
                 {
-                    name: _number(cell) if name in numbers else cell
+                    name: number(cell) if name in numbers else cell
                     for name, cell in zip(names, cells, strict=True)
                 }
             )
@@ -109,7 +109,7 @@ def _names(schema: Schema, names: list[str]) -> list[str]:
     return names
 
 
-def _number(cell: str) -> Any:
+def number(cell: str) -> Any:
     """A text that is no number stays one, for the check of rows to name."""
     try:
         return cell if "_" in cell else float(cell)
