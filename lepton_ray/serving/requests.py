@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,10 @@ class Problem:
 
     def __str__(self) -> str:
         return f"row {self.row}, field {self.field!r}: {self.rule}, but got {self.value}"
+
+    def behind(self, rows: int) -> Problem:
+        """The same in a longer table, where this many rows come before."""
+        return replace(self, row=self.row + rows)
 
 
 class RowsError(InputError):

@@ -46,7 +46,7 @@ def from_csv(schema: Schema, body: bytes, max_rows: int) -> Rows:
                 raise too_many_rows(max_rows)
             rows.append(
                 {
-                    name: _number(cell) if name in numbers else cell
+                    name: number(cell) if name in numbers else cell
                     for name, cell in zip(names, cells, strict=True)
                 }
             )
@@ -110,7 +110,7 @@ def _names(schema: Schema, names: list[str]) -> list[str]:
     return names
 
 
-def _number(cell: str) -> Any:
+def number(cell: str) -> Any:
     """An empty cell is a gap; a text that is no number stays one, for the check of rows to name."""
     if not cell:
         return None
