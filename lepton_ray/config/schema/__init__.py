@@ -26,9 +26,11 @@ from lepton_ray.config.schema.section import (
 )
 from lepton_ray.config.schema.serving import (
     Batching,
+    Canary,
     Gate,
     Limits,
     Replicas,
+    Rule,
     Serve,
 )
 from lepton_ray.config.schema.training import (
@@ -49,6 +51,7 @@ from lepton_ray.config.schema.tuning import (
 __all__ = [
     "Batching",
     "Budget",
+    "Canary",
     "Checkpoint",
     "Data",
     "Distribution",
@@ -61,6 +64,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Replicas",
+    "Rule",
     "SCHEMA_VERSION",
     "Schedule",
     "Serve",
