@@ -23,9 +23,11 @@ from lepton_ray.config.schema.section import (
 )
 from lepton_ray.config.schema.serving import (
     Batching,
+    Canary,
     Gate,
     Limits,
     Replicas,
+    Rule,
     Serve,
 )
 from lepton_ray.config.schema.splits import Split
@@ -50,6 +52,7 @@ __all__ = [
     "Augment",
     "Batching",
     "Budget",
+    "Canary",
     "Checkpoint",
     "Data",
     "Distribution",
@@ -62,6 +65,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Replicas",
+    "Rule",
     "SCHEMA_VERSION",
     "Schedule",
     "Serve",
