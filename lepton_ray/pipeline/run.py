@@ -167,7 +167,12 @@ class Run:
             self._tracker.reopen(run_id)
         start = time.monotonic()
         watcher = TrainingWatcher(
-            run_id, self._tracker, self._terminal, experiment, self._folder.path
+            run_id,
+            self._tracker,
+            self._terminal,
+            experiment,
+            self._folder.path,
+            recorded=self._tracker.recorded(run_id),
         )
         try:
             with contextlib.closing(watcher):
