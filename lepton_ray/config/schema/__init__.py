@@ -18,6 +18,7 @@ from lepton_ray.config.schema.data import (
     TextData,
     TextPreprocess,
 )
+from lepton_ray.config.schema.evaluation import Evaluate
 from lepton_ray.config.schema.section import (
     Section,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "Data",
     "Distribution",
     "EarlyStop",
+    "Evaluate",
     "Experiment",
     "Gate",
     "ImageData",
@@ -86,6 +88,7 @@ class Experiment(Section):
     train: Train = Train()
     workers: Workers = Workers()
     tune: Tune | None = None
+    evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     serve: Serve = Serve()
     storage: str = "lepton_results"
@@ -107,6 +110,11 @@ class Experiment(Section):
         if "boosting" in self.gate.beats and self.data.kind != "table":
             raise ValueError(
                 "gate.beats: boosting is measured for tables only: take it out of the list"
+            )
+        if self.evaluate.slices and self.data.kind not in ("table", "text"):
+            raise ValueError(
+                f"evaluate.slices: are columns of a table or of texts, but data.kind is "
+                f"{self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(
