@@ -17,6 +17,7 @@ import torch
 from lepton_ray import data, models
 from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
 from lepton_ray.data import Dataset
+from lepton_ray.data.decision import Decision
 from lepton_ray.serving import api, package
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
@@ -86,7 +87,9 @@ def app(runtime: Runtime, keyring: Keyring | None = None, **limits: Any) -> App:
     return App(local, made, lines)
 
 
-def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
+def version(
+    folder: Path, dataset: Dataset, model: Model, name: str, decided: Decision | None = None
+) -> Runtime:
     """Version 3 of an untrained model."""
     torch.manual_seed(0)
     package.build(
@@ -99,6 +102,7 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
         ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,
+        decision=decided or Decision(),
         experiment_yaml="name: test\n",
         sample_x=dataset.test.x[:64],
         max_batch=64,

@@ -229,7 +229,7 @@ def compare(references: list[str], terminal: Terminal) -> dict[str, Any]:
 
 
 def _labels(runtime: Runtime, dataset: Dataset) -> Any:
-    best = runtime.predict_columns(dataset.test_columns).argmax(axis=1)
+    best = runtime.decision.chosen(runtime.predict_columns(dataset.test_columns))
     return np.array(runtime.schema.classes)[best]
 
 
