@@ -14,6 +14,7 @@ import torch
 
 from lepton_ray import data
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data import decision
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import ExperimentError, TrainingError, nearest
 from lepton_ray.jobs import session
@@ -94,9 +95,10 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     session.check_alike(kinds, _where(address))
     if experiment.tune is not None:
         space.check(experiment)
-    dataset = data.load(experiment.data)
+    dataset = data.load(experiment.data, experiment.evaluate.slices)
     on_gpu = experiment.workers.gpus > 0 and torch.cuda.is_available()
     replica = Replica(experiment, dataset, device=torch.device("cuda" if on_gpu else "cpu"))
+    decision.check(experiment.evaluate, len(dataset.schema.classes))
     try:
         loss, step_s, metrics = _try(replica)
     except RuntimeError as error:
