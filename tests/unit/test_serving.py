@@ -237,7 +237,13 @@ def test_an_image_with_a_number_that_is_none(digits: Built, bad: float) -> None:
     assert str(bad) in value
 
 
-@pytest.mark.parametrize("image", [None, {}, [], [BLANK], [["0"] * 8] * 8, [[10**40] * 8] * 8])
+def test_an_image_with_a_number_beyond_every_type(digits: Built) -> None:
+    image = [[10**40, *BLANK[0][1:]], *BLANK[1:]]
+    ((_, _, rule, _),) = refused(digits, rows(digits, 1)[0], {"image": image})
+    assert rule == "the numbers of an image lie between 0 and 16"
+
+
+@pytest.mark.parametrize("image", [None, {}, [], [BLANK], [["0"] * 8] * 8, [[10**400] * 8] * 8])
 def test_an_image_of_another_form(digits: Built, image: Any) -> None:
     ((row, field, rule, value),) = refused(digits, {"image": image})
     assert (row, field) == (0, "image")
