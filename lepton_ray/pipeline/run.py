@@ -241,7 +241,7 @@ class Run:
             decision=decided,
             experiment_yaml=render(experiment),
             sample_x=dataset.test.x[:256],
-            max_batch=experiment.serve.batch.max,
+            max_batch=experiment.serve.batch.largest,
             provenance={
                 "git_commit": provenance.git_commit(),
                 "data_digest": dataset.digest,
