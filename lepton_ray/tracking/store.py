@@ -61,6 +61,28 @@ def client() -> MlflowClient:
     return store
 
 
+def top_level_runs(name: str | None, most: int) -> list[Any]:
+    """The newest runs that are no trials, each tagged with its experiment's name.
+
+    Args:
+        name: of an experiment; all of them by default.
+    """
+    store = client()
+    names = {e.experiment_id: e.name for e in store.search_experiments()}
+    chosen = [i for i, n in names.items() if name is None or n == name]
+    if not chosen:
+        return []
+    found = store.search_runs(
+        chosen,
+        "tags.`lepton_ray.kind` != 'trial'",
+        max_results=most,
+        order_by=["attributes.start_time DESC"],
+    )
+    for run in found:
+        run.data.tags["lepton_ray.experiment"] = names[run.info.experiment_id]
+    return list(found)
+
+
 def _check_writable(uri: str) -> None:
     if not uri.startswith("sqlite:///"):
         return
