@@ -1,7 +1,7 @@
 """Machines on one machine: each with its own processes, network, files in its home and ssh.
 
-A machine is a set of namespaces with an sshd as its first process; ending that is a power cut. All lie
-on a bridge that leads nowhere else. Made by root only.
+A machine is a set of namespaces with an sshd as its first process; ending that is a power cut. All
+lie on a bridge that leads nowhere else. Made by root only.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ for path in {shown}; do
     mount --bind $path $inside
 done
 mount --bind {shared} {mount}
-mount --rbind {folder}/tmp /tmp
 mount --bind {folder}/run /run
 mount -t tmpfs -o size=2g tmpfs /dev/shm
 mount --rbind {home} /root
 mkdir -p /run/sshd
+cp {folder}/host_key /run/host_key
+mount --rbind {folder}/tmp /tmp  # last: {folder} may be in it
 hostname {name}
 ip link set lo up
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
 ip addr add {address}/16 dev eth0
 ip link set eth0 up
 ip route add default dev eth0  # no packet leaves; Ray looks at it to find its own address
-exec /usr/sbin/sshd -D -e -f /dev/null -p 22 -h {folder}/host_key -o PidFile=none \\
-    -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password -o StrictModes=no -o UsePAM=no \\
-    -o MaxStartups=100
+exec /usr/sbin/sshd -D -e -f /dev/null -p 22 -h /run/host_key -o PidFile=none \\
+    -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password -o StrictModes=no \\
+    -o UsePAM=no -o MaxStartups=100
 """
 
 
@@ -96,7 +97,7 @@ class Machine:
            "eth0", "netns", str(self._init))  # fmt: skip
         inside_switch = ["nsenter", "-t", str(self.lab.switch), "-n", "ip", "link", "set", outside]
         subprocess.run([*inside_switch, "master", "bridge", "up"], check=True)
-        wait_for(lambda: self.run("true").returncode == 0, 30)
+        wait_for(lambda: self.run("grep -aq sshd /proc/1/cmdline").returncode == 0, 60)
 
     def cut_power(self) -> None:
         """All of its processes and its network end at once."""
@@ -137,7 +138,7 @@ class Machine:
     def processes(self) -> list[str]:
         """Command lines of all that runs on it but its sshd and this question."""
         lines = self.run("ps -eo args --no-headers").stdout.splitlines()
-        return [line for line in lines if not line.startswith(("/usr/sbin/sshd", "ps ", "bash -c"))]
+        return [line for line in lines if not line.startswith(("sshd:", "ps ", "bash -c"))]
 
 
 class Lab:

@@ -105,7 +105,7 @@ def possible(present: Mapping[str, float]) -> dict[str, float]:
         has = {"CPU": kind.cpus, "GPU": kind.gpus}
         for name, each in has.items():
             amount = float("inf") if each is None else kind.maximum * each
-            most.update({name: amount, **({f"spot {name}": amount} if kind.spot else {})})  # type: ignore[dict-item]
+            most.update({name: amount, **({f"spot {name}": amount} if kind.spot else {})})
     return {name: max(present.get(name, 0.0), most[name]) for name in {*present, *most}}
 
 

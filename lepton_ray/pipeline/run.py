@@ -24,9 +24,17 @@ from lepton_ray.errors import (
     GateError,
 )
 from lepton_ray.jobs import provenance, session
+from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
-from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
+from lepton_ray.jobs.watchers import (
+    Silent,
+    StudyWatcher,
+    Terminal,
+    TrainingWatcher,
+    numbers,
+    to_all,
+)
 from lepton_ray.pipeline.checks import check_endpoint, score
 from lepton_ray.pipeline.promotion import pass_gate
 from lepton_ray.serving import endpoint, package
@@ -123,13 +131,14 @@ class Run:
         watcher = StudyWatcher(
             self._experiment, self._tracker, self._folder, self._terminal, self._common_tags()
         )
+        metrics = RunMetrics(self._experiment.name, self._folder.id)
         start = time.monotonic()
         try:
             best, journal = study.run(
                 self._experiment,
                 self._reference,
                 folder=self._folder.path / "study",
-                on_event=watcher,
+                on_event=to_all(watcher, metrics),
             )
         except BaseException as error:
             watcher.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -170,6 +179,7 @@ class Run:
         watcher = TrainingWatcher(
             run_id, self._tracker, self._terminal, experiment, self._folder.path
         )
+        metrics = RunMetrics(experiment.name, self._folder.id)
         try:
             with contextlib.closing(watcher):
                 result = train(
@@ -177,7 +187,7 @@ class Run:
                     self._reference,
                     folder=self._folder.path,
                     checkpoints=self._folder.checkpoints,
-                    on_event=watcher,
+                    on_event=to_all(watcher, metrics),
                 )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt)

@@ -6,6 +6,7 @@ driver, and it writes here.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -19,6 +20,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from lepton_ray.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FLUSH_S = 1.0
@@ -161,14 +164,22 @@ class Tracker:
             Metric(name, value, now, step) for name, value in values.items() if math.isfinite(value)
         )
         if time.monotonic() - self._flushed_at >= FLUSH_S:
-            self.flush()
+            try:
+                self.flush()
+            except MlflowException as error:
+                # A server that is away for longer than its client tries. Training goes on, and the
+                # numbers wait; `finish` is where they must arrive.
+                logger.warning("metrics wait for MLflow: %s", _first_line(error))
+                self._flushed_at = time.monotonic()
 
     def flush(self) -> None:
         """Write what is buffered."""
-        for run_id, metrics in self._buffered.items():
-            for first in range(0, len(metrics), BATCH):
-                self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
-        self._buffered.clear()
+        for run_id in list(self._buffered):
+            metrics = self._buffered[run_id]
+            while metrics:
+                self.client.log_batch(run_id, metrics=metrics[:BATCH])
+                del metrics[:BATCH]
+            del self._buffered[run_id]
         self._flushed_at = time.monotonic()
 
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:

@@ -57,6 +57,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": str(self.folder),
+            "RAY_metrics_report_interval_ms": "1000",
             "LEPTON_JOBS": str(self.folder / "jobs"),
             "LEPTON_STORAGE": str(self.folder / "storage"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
