@@ -46,9 +46,7 @@ mount --rbind {folder}/tmp /tmp  # last: {folder} may be in it
 hostname {name}
 ip link set lo up
 until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
-ip addr add {address}/16 dev eth0
 ip link set eth0 up
-ip route add default dev eth0  # no packet leaves; Ray looks at it to find its own address
 exec /usr/sbin/sshd -D -e -f /dev/null -p 22 -h /run/host_key -o PidFile=none \\
     -o PasswordAuthentication=no -o PermitRootLogin=prohibit-password -o StrictModes=no \\
     -o UsePAM=no -o MaxStartups=100
@@ -79,7 +77,7 @@ class Machine:
         script.write_text(
             INIT.format(
                 home=home, folder=self.folder, shown=shown, shared=self.lab.shared, mount=MOUNT,
-                name=self.name, address=self.address,
+                name=self.name,
             )
         )  # fmt: skip
         with (self.folder / "log").open("ab") as log:
@@ -97,7 +95,25 @@ class Machine:
            "eth0", "netns", str(self._init))  # fmt: skip
         inside_switch = ["nsenter", "-t", str(self.lab.switch), "-n", "ip", "link", "set", outside]
         subprocess.run([*inside_switch, "master", "bridge", "up"], check=True)
+        if self.address:
+            self.join(self.address)
         wait_for(lambda: self.run("grep -aq sshd /proc/1/cmdline").returncode == 0, 60)
+
+    def join(self, address: str) -> None:
+        """Give it an address on the network of all."""
+        self.address = address
+        # No packet leaves by the route; Ray looks at it to find its own address.
+        line = f"ip addr add {address}/16 dev eth0; ip route replace default dev eth0 src {address}"
+        inside = [
+            "nsenter",
+            "-t",
+            str(self._init),
+            "-n",
+            "bash",
+            "-c",
+            f"ip link set eth0 up; {line}",
+        ]
+        subprocess.run(inside, check=True)
 
     def cut_power(self) -> None:
         """All of its processes and its network end at once."""
@@ -110,6 +126,7 @@ class Machine:
 
     def wipe(self) -> None:
         """Its disk, as of a machine that is new."""
+        self.address = ""
         for inside in ("tmp", "run", "root"):
             shutil.rmtree(self.folder / inside, ignore_errors=True)
 
