@@ -17,6 +17,7 @@ import torch
 from lepton_ray import data, models
 from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
 from lepton_ray.data import Dataset
+from lepton_ray.data.decision import Decision
 from lepton_ray.serving import api, package
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
@@ -29,11 +30,19 @@ class Local:
 
     runtime: Runtime
     problem: str = ""
+    sticky: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
     counts: Metrics = field(default_factory=Metrics)
     before: Callable[[], Any] | None = None
     """Awaited before each answer."""
 
-    async def infer(self, columns: dict[str, Any]) -> tuple[Runtime, Any]:
+    @property
+    def answering(self) -> tuple[Runtime, ...]:
+        return (self.runtime,)
+
+    async def infer(
+        self, columns: dict[str, Any], caller: str, version: str | None = None
+    ) -> tuple[Runtime, Any]:
         if self.before is not None:
             await self.before()
         return self.runtime, self.runtime.predict_columns(columns)
@@ -78,7 +87,9 @@ def app(runtime: Runtime, keyring: Keyring | None = None, **limits: Any) -> App:
     return App(local, made, lines)
 
 
-def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
+def version(
+    folder: Path, dataset: Dataset, model: Model, name: str, decided: Decision | None = None
+) -> Runtime:
     """Version 3 of an untrained model."""
     torch.manual_seed(0)
     package.build(
@@ -87,10 +98,11 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
             model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,
+        decision=decided or Decision(),
         experiment_yaml="name: test\n",
         sample_x=dataset.test.x[:64],
         max_batch=64,

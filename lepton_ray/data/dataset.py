@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Data, ImageData, TableData
-from lepton_ray.data import preprocess, sources, split, words
+from lepton_ray.data import features, preprocess, sources, split, words
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
+from lepton_ray.data.slices import Groups
 from lepton_ray.errors import DataError
 
 
@@ -37,12 +39,17 @@ class Dataset:
     """The test split as a person would send it: column name -> raw values [n, ...]."""
     digest: str
     """SHA-256 over all raw values, labels and the split."""
+    slices: Groups = field(default_factory=dict)
+    """Column -> group [n] of each sample of the test split."""
     notes: tuple[str, ...] = ()
     """What a person should know about the samples, for the plan to tell."""
 
 
-def load(data: Data) -> Dataset:
+def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
+
+    Args:
+        sliced: columns to group the test split by, as ``evaluate.slices`` says.
 
     All samples are held in memory: as the source has them while this runs (of the test split, for
     good), and as the model takes them.
@@ -50,7 +57,7 @@ def load(data: Data) -> Dataset:
     Raises:
         DataError: see `sources.read`, `split.divide` and `preprocess`.
     """
-    raw = sources.read(data)
+    raw = sources.read(data, sliced)
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test)
     columns = {
@@ -62,11 +69,12 @@ def load(data: Data) -> Dataset:
             raw.kinds[0], columns["train"]["image"], data.preprocess.normalize
         )
     elif isinstance(data, TableData):
-        fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess.missing)
+        fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess)
     else:
         fitted = preprocess.fit_text(raw.kinds[0], columns["train"][data.text], data.preprocess)
     if not classes:
-        fitted = preprocess.fit_target(fitted, y[parts["train"]])
+        log = isinstance(data, TableData) and data.target_log
+        fitted = preprocess.fit_target(fitted, y[parts["train"]], log)
     samples = {
         part: Samples(x=fitted.apply(columns[part]), y=y[indices])
         for part, indices in parts.items()
@@ -76,6 +84,7 @@ def load(data: Data) -> Dataset:
         preprocess=fitted,
         test_columns=columns["test"],
         digest=_digest(raw, parts),
+        slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
         notes=_notes(fitted, raw),
         **samples,
     )
@@ -96,13 +105,15 @@ def _classes(
 
 
 def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
+    if fitted.features:
+        return raw.notes + features.notes(fitted.columns, fitted.features)
     if fitted.tokenizer is None:
         return raw.notes
     (texts,) = raw.columns.values()
     counts = words.counts(fitted.tokenizer, texts.tolist())
     (length,) = fitted.input_shape
     cut, empty = int((counts > length).sum()), int((counts == 0).sum())
-    notes = [f"{fitted.vocabulary:,} words are known, a text is {length} of them"]
+    notes = [f"{fitted.facts['vocabulary']:,} words are known, a text is {length} of them"]
     if cut:
         notes.append(f"{cut:,} of {len(texts):,} texts are longer and are cut")
     if empty:

@@ -16,6 +16,7 @@ import torch
 
 from lepton_ray import data
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data import decision
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import ExperimentError, TrainingError, nearest
 from lepton_ray.jobs import cluster_file, prices, session
@@ -99,20 +100,14 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
     store.client()
     if experiment.tune is not None:
         space.check(experiment)
-    dataset = data.load(experiment.data)
-    replica = Replica(experiment, dataset)
+    dataset = data.load(experiment.data, experiment.evaluate.slices)
+    on_gpu = experiment.workers.gpus > 0 and torch.cuda.is_available()
+    replica = Replica(experiment, dataset, device=torch.device("cuda" if on_gpu else "cpu"))
+    decision.check(experiment.evaluate, len(dataset.schema.classes))
     try:
         loss, step_s, metrics = _try(replica)
     except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise TrainingError(f"the first step failed: {error}") from error
-        raise ExperimentError(
-            experiment.name,
-            [
-                f"model: {str(error).splitlines()[0]}; replace the operation, or set "
-                "train.exact: false"
-            ],
-        ) from error
+        raise TrainingError(f"the first step failed: {error}") from error
     tested = [name.removeprefix("val_") for name in metrics if name.startswith("val_")]
     if experiment.gate.metric not in tested:
         raise ExperimentError(

@@ -6,6 +6,7 @@ Each stage leaves its result in the run's folder, so that a killed run goes on w
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from torch import Tensor
 from lepton_ray import models
 from lepton_ray.config import flatten, render, with_settings
 from lepton_ray.config import schema as config
+from lepton_ray.data import decision
 from lepton_ray.errors import (
     CheckpointError,
     ExperimentError,
@@ -35,10 +37,10 @@ from lepton_ray.jobs.watchers import (
     numbers,
     to_all,
 )
-from lepton_ray.pipeline.checks import check_endpoint, score
-from lepton_ray.pipeline.promotion import pass_gate
+from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
+from lepton_ray.pipeline.promotion import pass_gate, try_canary
+from lepton_ray.pipeline.reports import score_table, slice_table
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
@@ -177,7 +179,12 @@ class Run:
             self._tracker.reopen(run_id)
         start = time.monotonic()
         watcher = TrainingWatcher(
-            run_id, self._tracker, self._terminal, experiment, self._folder.path
+            run_id,
+            self._tracker,
+            self._terminal,
+            experiment,
+            self._folder.path,
+            recorded=self._tracker.recorded(run_id),
         )
         metrics = RunMetrics(experiment.name, self._folder.id)
         try:
@@ -229,15 +236,19 @@ class Run:
             experiment.model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
+        decided = decision.fit(
+            package.outputs(model, dataset.validation.x), dataset.validation.y, experiment.evaluate
+        )
         package.build(
             folder,
             model=model,
             dataset_schema=dataset.schema,
             preprocess=dataset.preprocess,
+            decision=decided,
             experiment_yaml=render(experiment),
             sample_x=dataset.test.x[:256],
             max_batch=experiment.serve.batch.max,
@@ -259,6 +270,17 @@ class Run:
             self._tracker.metrics(
                 run_id, {f"{prefix}_{m}": v for m, v in metrics.items()}, results["train"]["epochs"]
             )
+        sliced = score_slices(runtime, dataset)
+        self._tracker.metrics(
+            run_id,
+            {
+                re.sub(r"[^\w\-./: ]", "_", f"test_{metric}/{column}/{group}"): value
+                for column, groups in sliced.items()
+                for group, metrics in groups.items()
+                for metric, value in metrics.items()
+            },
+            results["train"]["epochs"],
+        )
         version = registry.register(
             experiment.name,
             run_id=run_id,
@@ -271,15 +293,31 @@ class Run:
             },
         )
         self._tracker.finish(run_id)
-        self._terminal.say(_score_table(experiment, version.version, test, len(dataset.test)))
-        return {"name": version.name, "version": version.version, "test": test}
+        self._terminal.say(score_table(experiment, version.version, test, len(dataset.test)))
+        if decided != decision.Decision():
+            self._terminal.say(
+                f"decide logits times {decided.scale:.4g} plus {decided.shift:.4g}; "
+                f"{dataset.schema.classes[-1]!r} above {decided.threshold:.4f}"
+            )
+        for column, groups in sliced.items():
+            self._terminal.say(slice_table(column, groups))
+        return {
+            "name": version.name,
+            "version": version.version,
+            "test": test,
+            "slices": sliced,
+            "decision": asdict(decided),
+        }
 
     def _gate(self, results: dict[str, Any]) -> dict[str, Any]:
         registered = results["register"]
         version = registry.resolve(f"{registered['name']}/{registered['version']}")
-        return pass_gate(
-            self._experiment, version, registered["test"], self._dataset, self._terminal
-        )
+        measured = (self._experiment, version, registered["test"], self._dataset)
+        champion = registry.find_champion(version.name)
+        tried = self._experiment.serve.canary is not None
+        if tried and champion is not None and champion.version != version.version:
+            return try_canary(*measured, None, self._terminal)
+        return pass_gate(*measured, self._terminal)
 
     def _serve(self, results: dict[str, Any]) -> dict[str, Any]:
         name = results["register"]["name"]
@@ -292,7 +330,7 @@ class Run:
             )
             rows = package.rows(self._dataset.schema, self._dataset.test_columns, CHECKED_ROWS)
             with live.client() as client:
-                checked = check_endpoint(client, load_model(reference), rows)
+                checked = check_endpoint(client, name, rows)
             self._terminal.say(
                 f"query  {checked} test samples over HTTP equal load_model({reference!r}).predict\n"
                 f"       {endpoint.curl(live, min(rows, key=lambda row: len(str(row))))}"
@@ -330,33 +368,6 @@ class Run:
             "lepton_ray.data_digest": self._dataset.digest,
             "mlflow.source.git.commit": provenance.git_commit(),
         }
-
-
-def _score_table(
-    experiment: config.Experiment, version: int, test: dict[str, dict[str, float]], rows: int
-) -> str:
-    names = list(test["model"])
-    widths = [max(10, len(name) + 2) for name in names]
-    titles = {
-        "model": f"{experiment.model.name} (version {version})",
-        "boosting": "gradient boosting",
-        "linear": "linear baseline",
-        "baseline": "trivial baseline",
-    }
-
-    def line(title: str, cells: list[str]) -> str:
-        return f"{title:39}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-
-    return "\n".join(
-        [
-            line(f"score  on {rows} test samples", names),
-            *(
-                line(f"       {title}", [f"{test[key][name]:.4f}" for name in names])
-                for key, title in titles.items()
-                if key in test
-            ),
-        ]
-    )
 
 
 def _settings(params: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from lepton_ray.data.decision import Decision
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
@@ -21,6 +22,7 @@ from lepton_ray.serving.requests import Answer, Problem, RowsError, Value, colum
 Floats = npt.NDArray[np.floating]
 
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+DECISION = "decision.json"
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
 
@@ -29,6 +31,7 @@ class Runtime:
 
     Attributes:
         schema: the columns it takes and the classes it answers with.
+        decision: how its outputs become probabilities and a class.
         manifest: where it came from.
         name, version: in the registry; "" and 0 for a folder that is not registered.
     """
@@ -38,6 +41,7 @@ class Runtime:
         session: onnxruntime.InferenceSession,
         preprocess: Preprocess,
         schema: Schema,
+        decision: Decision,
         manifest: dict[str, Any],
         name: str,
         version: int,
@@ -45,6 +49,7 @@ class Runtime:
         self._session = session
         self._preprocess = preprocess
         self.schema = schema
+        self.decision = decision
         self.manifest = manifest
         self.name = name
         self.version = version
@@ -60,8 +65,11 @@ class Runtime:
 
         manifest = manifests.verify(folder)
         schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
+        decided = folder / DECISION  # versions of format 1 have none
+        decision = Decision(**json.loads(decided.read_text())) if decided.exists() else Decision()
         session = open_session(folder / "model.onnx")
-        return Runtime(session, Preprocess.load(folder), schema, manifest, name, version)
+        fitted = Preprocess.load(folder)
+        return Runtime(session, fitted, schema, decision, manifest, name, version)
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer] | list[Value]:
         """An answer for each row.
@@ -96,9 +104,19 @@ class Runtime:
         # Some models have a number for infinity: a ReLU makes nothing of what is below zero.
         outputs[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = np.nan
         if self.schema.classes:
-            return softmax(outputs)
-        fitted = self._preprocess
-        return outputs.astype(np.float64) * fitted.target_deviation + fitted.target_mean
+            return self.decision.probabilities(outputs)
+        return self._preprocess.target_values(outputs)
+
+    def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
+        """For how many rows two answers are alike: the same label, or values that are near.
+
+        Args:
+            tolerance: in deviations of the training targets.
+        """
+        if self.schema.classes:
+            return int((one.argmax(1) == other.argmax(1)).sum())
+        near = tolerance * self._preprocess.target_deviation
+        return int((np.abs(one - other) <= near).all(axis=1).sum())
 
     def answers(self, found: Floats) -> list[Answer] | list[Value]:
         """What `predict_columns` gave, in the form that goes over HTTP.
@@ -116,7 +134,7 @@ class Runtime:
             return [Value(value=value) for (value,) in found.tolist()]
         return [
             Answer(label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
-            for best, row in zip(found.argmax(1).tolist(), found.tolist(), strict=True)
+            for best, row in zip(self.decision.chosen(found).tolist(), found.tolist(), strict=True)
         ]
 
 
@@ -133,11 +151,4 @@ def run_session(session: onnxruntime.InferenceSession, x: Inputs) -> npt.NDArray
     """[n, classes] Logits from inputs [n, ...]."""
     (logits,) = session.run(None, {session.get_inputs()[0].name: x})
     result: npt.NDArray[np.float32] = logits
-    return result
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Row by row, so that a row's answer does not depend on the rows beside it."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
     return result

@@ -158,7 +158,10 @@ class Tracker:
             self.client.set_terminated(run.info.run_id, "KILLED")
 
     def metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
-        """Record numbers; they reach the store within a second or with `finish`."""
+        """Record numbers; they reach the store within a second or with `finish`.
+
+        A store that cannot be written just now gets them later: what is measured goes on.
+        """
         now = int(time.time() * 1000)
         self._buffered.setdefault(run_id, []).extend(
             Metric(name, value, now, step) for name, value in values.items() if math.isfinite(value)
@@ -166,11 +169,9 @@ class Tracker:
         if time.monotonic() - self._flushed_at >= FLUSH_S:
             try:
                 self.flush()
-            except MlflowException as error:
-                # A server that is away for longer than its client tries. Training goes on, and the
-                # numbers wait; `finish` is where they must arrive.
-                logger.warning("metrics wait for MLflow: %s", _first_line(error))
+            except (MlflowException, OSError) as error:
                 self._flushed_at = time.monotonic()
+                logger.warning("metrics are kept for later: %s", _first_line(error))
 
     def flush(self) -> None:
         """Write what is buffered."""
@@ -181,6 +182,11 @@ class Tracker:
                 del metrics[:BATCH]
             del self._buffered[run_id]
         self._flushed_at = time.monotonic()
+
+    def recorded(self, run_id: str) -> int:
+        """The last epoch of a training whose metrics the store has."""
+        history = self.client.get_metric_history(run_id, "train_loss")
+        return max((metric.step for metric in history), default=0)
 
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])

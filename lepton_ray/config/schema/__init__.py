@@ -15,23 +15,26 @@ from lepton_ray.config.schema.data import (
     Data,
     ImageData,
     ImagePreprocess,
-    Split,
-    TableData,
-    TablePreprocess,
     TextData,
     TextPreprocess,
 )
+from lepton_ray.config.schema.evaluation import Evaluate
 from lepton_ray.config.schema.section import (
     Section,
 )
 from lepton_ray.config.schema.serving import (
     Batching,
+    Canary,
     Gate,
     Limits,
     Replicas,
+    Rule,
     Serve,
 )
+from lepton_ray.config.schema.splits import Split
+from lepton_ray.config.schema.tables import TableData, TablePreprocess
 from lepton_ray.config.schema.training import (
+    Augment,
     Checkpoint,
     EarlyStop,
     Model,
@@ -47,12 +50,15 @@ from lepton_ray.config.schema.tuning import (
 )
 
 __all__ = [
+    "Augment",
     "Batching",
     "Budget",
+    "Canary",
     "Checkpoint",
     "Data",
     "Distribution",
     "EarlyStop",
+    "Evaluate",
     "Experiment",
     "Gate",
     "ImageData",
@@ -61,6 +67,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Replicas",
+    "Rule",
     "SCHEMA_VERSION",
     "Schedule",
     "Serve",
@@ -87,6 +94,7 @@ class Experiment(Section):
     train: Train = Train()
     workers: Workers = Workers()
     tune: Tune | None = None
+    evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     serve: Serve = Serve()
     storage: str = "lepton_results"
@@ -108,6 +116,15 @@ class Experiment(Section):
         if "boosting" in self.gate.beats and self.data.kind != "table":
             raise ValueError(
                 "gate.beats: boosting is measured for tables only: take it out of the list"
+            )
+        if self.train.augment is not None and self.data.kind != "image":
+            raise ValueError(
+                f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
+            )
+        if self.evaluate.slices and self.data.kind not in ("table", "text"):
+            raise ValueError(
+                f"evaluate.slices: are columns of a table or of texts, but data.kind is "
+                f"{self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(
