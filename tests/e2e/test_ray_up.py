@@ -162,18 +162,21 @@ def check_who_gets_in(lab: Lab, secret: str, timeline: Timeline) -> None:
     assert status(client, HEAD, 8265, "/api/version") == "000", "the dashboard is on loopback"
     for port, path, said in (
         (5000, "/api/2.0/mlflow/experiments/search?max_results=1", ("401", "401")),
-        (52365, "/api/local_raylet_healthz", ("401", "403")),
+        (52365, "/api/serve/applications/", ("401", "403")),
     ):
         wrong = "Authorization: Basic YWRtaW46d3Jvbmc=" if port == 5000 else f"{bearer}{'f' * 64}"
         assert (
             status(client, HEAD, port, path), status(client, HEAD, port, path, wrong)
         ) == said, port  # fmt: skip
-    code = (
-        f"import ray, sys; ray.init(address='{HEAD}:6379', log_to_driver=False); "
-        "print(ray.cluster_resources())"
-    )
-    for token in ("", "f" * 64):
-        line = f'timeout 100 python -c "{code}"'
-        done = client.run(line, 120, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token or "0" * 64)
-        assert done.returncode != 0, "Ray lets in nobody without its token"
+    for code in (
+        f"from ray._raylet import GcsClient; GcsClient('{HEAD}:6379').check_alive([], 20)",
+        f"import ray; ray.init('ray://{HEAD}:10001')",
+    ):
+        let_in = [
+            client.run(
+                f'timeout 90 python -c "{code}"', 120, RAY_AUTH_MODE=mode, RAY_AUTH_TOKEN=token
+            ).returncode == 0
+            for mode, token in (("disabled", ""), ("token", "f" * 64), ("token", secret))
+        ]  # fmt: skip
+        assert let_in == [False, False, True], code
     timeline.say("nobody gets in without the token or MLflow's password")
