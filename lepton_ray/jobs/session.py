@@ -18,7 +18,7 @@ import ray
 
 from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError
-from lepton_ray.jobs import proxy
+from lepton_ray.jobs import cluster_file, proxy
 from lepton_ray.training.elasticity import SPOT
 
 logger = logging.getLogger(__name__)
@@ -108,6 +108,24 @@ def resources() -> dict[str, float]:
             if SPOT.items() <= node["Labels"].items():
                 total.update({f"spot {name}": n for name, n in node["Resources"].items()})
     return dict(total)
+
+
+def possible(present: Mapping[str, float]) -> dict[str, float]:
+    """What the cluster has or may start, as `resources` gives it.
+
+    The head of a cluster of `cluster/` names its file in LEPTON_CLUSTER_FILE. Where Ray alone knows
+    what a machine has, there is no limit.
+    """
+    path = os.environ.get("LEPTON_CLUSTER_FILE")
+    if not path:
+        return dict(present)
+    most: Counter[str] = Counter()
+    for kind in cluster_file.read(path).workers:
+        has = {"CPU": kind.cpus, "GPU": kind.gpus}
+        for name, each in has.items():
+            amount = float("inf") if each is None else kind.maximum * each
+            most.update({name: amount, **({f"spot {name}": amount} if kind.spot else {})})
+    return {name: max(present.get(name, 0.0), most[name]) for name in {*present, *most}}
 
 
 def check_room(workers: Workers, available: Mapping[str, float], where: str) -> None:

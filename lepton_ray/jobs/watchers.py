@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -219,6 +219,16 @@ class StudyWatcher:
                 self.run_id, {f"best.{path}": str(v) for path, v in best.params.items()}
             )
         self._tracker.finish(self.run_id, status)
+
+
+def to_all(*watchers: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """A watcher that passes each event on."""
+
+    def tell(event: dict[str, Any]) -> None:
+        for watcher in watchers:
+            watcher(event)
+
+    return tell
 
 
 def numbers(metrics: Mapping[str, float]) -> str:

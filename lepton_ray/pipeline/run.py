@@ -26,9 +26,17 @@ from lepton_ray.errors import (
     GateError,
 )
 from lepton_ray.jobs import provenance, session
+from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
-from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
+from lepton_ray.jobs.watchers import (
+    Silent,
+    StudyWatcher,
+    Terminal,
+    TrainingWatcher,
+    numbers,
+    to_all,
+)
 from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import score_table, slice_table
@@ -125,13 +133,14 @@ class Run:
         watcher = StudyWatcher(
             self._experiment, self._tracker, self._folder, self._terminal, self._common_tags()
         )
+        metrics = RunMetrics(self._experiment.name, self._folder.id)
         start = time.monotonic()
         try:
             best, journal = study.run(
                 self._experiment,
                 self._reference,
                 folder=self._folder.path / "study",
-                on_event=watcher,
+                on_event=to_all(watcher, metrics),
             )
         except BaseException as error:
             watcher.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -177,6 +186,7 @@ class Run:
             self._folder.path,
             recorded=self._tracker.recorded(run_id),
         )
+        metrics = RunMetrics(experiment.name, self._folder.id)
         try:
             with contextlib.closing(watcher):
                 result = train(
@@ -184,7 +194,7 @@ class Run:
                     self._reference,
                     folder=self._folder.path,
                     checkpoints=self._folder.checkpoints,
-                    on_event=watcher,
+                    on_event=to_all(watcher, metrics),
                 )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt)

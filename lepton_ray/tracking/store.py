@@ -64,6 +64,28 @@ def client() -> MlflowClient:
     return store
 
 
+def top_level_runs(name: str | None, most: int) -> list[Any]:
+    """The newest runs that are no trials, each tagged with its experiment's name.
+
+    Args:
+        name: of an experiment; all of them by default.
+    """
+    store = client()
+    names = {e.experiment_id: e.name for e in store.search_experiments()}
+    chosen = [i for i, n in names.items() if name is None or n == name]
+    if not chosen:
+        return []
+    found = store.search_runs(
+        chosen,
+        "tags.`lepton_ray.kind` != 'trial'",
+        max_results=most,
+        order_by=["attributes.start_time DESC"],
+    )
+    for run in found:
+        run.data.tags["lepton_ray.experiment"] = names[run.info.experiment_id]
+    return list(found)
+
+
 def _check_writable(uri: str) -> None:
     if not uri.startswith("sqlite:///"):
         return
@@ -153,10 +175,12 @@ class Tracker:
 
     def flush(self) -> None:
         """Write what is buffered."""
-        for run_id, metrics in self._buffered.items():
-            for first in range(0, len(metrics), BATCH):
-                self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
-        self._buffered.clear()
+        for run_id in list(self._buffered):
+            metrics = self._buffered[run_id]
+            while metrics:
+                self.client.log_batch(run_id, metrics=metrics[:BATCH])
+                del metrics[:BATCH]
+            del self._buffered[run_id]
         self._flushed_at = time.monotonic()
 
     def recorded(self, run_id: str) -> int:

@@ -26,7 +26,7 @@ from lepton_ray.config.schema import ImageData, Model, TableData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, RunError
 from lepton_ray.pipeline.checks import score
-from lepton_ray.serving import endpoint, package
+from lepton_ray.serving import endpoint, manifest, package
 from lepton_ray.serving.requests import RowsError
 from lepton_ray.serving.runtime import CHUNK, Runtime
 from lepton_ray.serving.signature import signature
@@ -215,7 +215,9 @@ def test_a_changed_or_missing_file_is_refused_by_name(copy: Path, name: str) -> 
 def test_a_newer_format_is_refused_whatever_else_it_says(copy: Path, rest: dict) -> None:
     newer = {"format": manifest.FORMAT + 1, "software": {"lepton-ray": "7.1"}, **rest}
     (copy / "manifest.json").write_text(json.dumps(newer))
-    with pytest.raises(ModelError, match=f"has format {manifest.FORMAT + 1}, made by lepton_ray 7.1; .* install"):
+    with pytest.raises(
+        ModelError, match=f"has format {manifest.FORMAT + 1}, made by lepton_ray 7.1; .* install"
+    ):
         Runtime.load(copy)
 
 
