@@ -91,8 +91,10 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     Raises:
         InputError: the first thing that is wrong, before anything is started or written.
     """
-    available = _available(address)
+    exact_together = experiment.train.exact and experiment.workers.max > 1
+    available, kinds = _look(address, at_processors=exact_together)
     session.check_room(experiment.workers, session.possible(available), _where(address))
+    session.check_alike(kinds, _where(address))
     return _make_plan(experiment, available)
 
 
@@ -190,14 +192,19 @@ def plan_on(
     return plan, fit(file, experiment.workers, plan.tune_s + plan.train_s, table)
 
 
-def _available(address: str | None) -> dict[str, float]:
-    """The cluster's resources; of this machine when the cluster is the embedded one."""
+def _look(
+    address: str | None, *, at_processors: bool
+) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """The cluster's resources, of this machine when it is the embedded one; and its processors,
+    where there are several nodes that may be unlike."""
     if ray.is_initialized():
-        return session.resources()
+        several = sum(node["Alive"] for node in ray.nodes()) > 1
+        return session.resources(), session.processors() if several and at_processors else {}
     if address or os.environ.get("RAY_ADDRESS"):
         with session.session(address):
-            return session.resources()
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+            return _look(address, at_processors=at_processors)
+    here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return here, {}
 
 
 def _where(address: str | None) -> str:

@@ -10,6 +10,7 @@ import pytest
 from lepton_ray.cli import main
 from lepton_ray.config import validate
 from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
+from lepton_ray.jobs import session
 from lepton_ray.jobs.planning import make_plan
 
 DIABETES = {"kind": "table", "source": "sklearn:diabetes", "target": "target"}
@@ -93,6 +94,14 @@ def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////no/such/folder/mlflow.db")
     with pytest.raises(StoreError, match="/no/such/folder does not exist"):
         plan()
+
+
+def test_processors_that_compute_unlike_each_other_are_named() -> None:
+    kinds = {"Maker avx2 fma": ["10.0.0.1"], "Maker amx_bf16 avx2 fma": ["10.0.0.2", "10.0.0.3"]}
+    said = "without those at 10.0.0.1; amx_bf16 at 10.0.0.2, 10.0.0.3.*set train.exact: false"
+    with pytest.raises(ClusterError, match=said):
+        session.check_alike(kinds, "the cluster")
+    session.check_alike({"Maker avx2 fma": ["10.0.0.1", "10.0.0.2"]}, "the cluster")
 
 
 def test_inexact_training_allows_what_exact_training_does_not() -> None:
