@@ -30,11 +30,19 @@ class Local:
 
     runtime: Runtime
     problem: str = ""
+    sticky: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
     counts: Metrics = field(default_factory=Metrics)
     before: Callable[[], Any] | None = None
     """Awaited before each answer."""
 
-    async def infer(self, columns: dict[str, Any]) -> tuple[Runtime, Any]:
+    @property
+    def answering(self) -> tuple[Runtime, ...]:
+        return (self.runtime,)
+
+    async def infer(
+        self, columns: dict[str, Any], caller: str, version: str | None = None
+    ) -> tuple[Runtime, Any]:
         if self.before is not None:
             await self.before()
         return self.runtime, self.runtime.predict_columns(columns)

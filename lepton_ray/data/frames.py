@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lepton_ray.data.schema import Schema
-from lepton_ray.data.tables import as_texts
 from lepton_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -84,22 +82,6 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}: line {number} must be an object of columns, but is {row!r:.80}"
                 )
             yield row
-
-
-def read_rows(path: Path, schema: Schema) -> list[dict[str, Any]]:
-    """The rows of a CSV, Parquet or JSONL file as plain values, for a model of this schema.
-
-    Raises:
-        DataError: see `read_frame`.
-    """
-    texts = [c.name for c in schema.columns if c.kind == "text"]
-    as_written = [c.name for c in schema.columns if c.kind in ("category", "date")]
-    frame = read_frame(path, texts, as_written)
-    for name in as_written:
-        if name in frame.columns:
-            frame[name] = as_texts(frame[name])
-    rows: list[dict[str, Any]] = frame.to_dict("records")
-    return rows
 
 
 def sklearn_table(name: str) -> pd.DataFrame:

@@ -25,6 +25,7 @@ BUILT_IN = {
     "cnn": "lepton_ray.models.cnn:cnn",
     "linear": "lepton_ray.models.linear:linear",
     "mlp": "lepton_ray.models.mlp:mlp",
+    "resnet": "lepton_ray.models.resnet:resnet",
     "table_resnet": "lepton_ray.models.table_resnet:table_resnet",
     "text_bag": "lepton_ray.models.text_bag:text_bag",
     "text_cnn": "lepton_ray.models.text_cnn:text_cnn",

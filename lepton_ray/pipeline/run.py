@@ -30,10 +30,9 @@ from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
 from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
-from lepton_ray.pipeline.promotion import pass_gate
+from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import score_table, slice_table
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
@@ -171,7 +170,12 @@ class Run:
             self._tracker.reopen(run_id)
         start = time.monotonic()
         watcher = TrainingWatcher(
-            run_id, self._tracker, self._terminal, experiment, self._folder.path
+            run_id,
+            self._tracker,
+            self._terminal,
+            experiment,
+            self._folder.path,
+            recorded=self._tracker.recorded(run_id),
         )
         try:
             with contextlib.closing(watcher):
@@ -298,9 +302,12 @@ class Run:
     def _gate(self, results: dict[str, Any]) -> dict[str, Any]:
         registered = results["register"]
         version = registry.resolve(f"{registered['name']}/{registered['version']}")
-        return pass_gate(
-            self._experiment, version, registered["test"], self._dataset, self._terminal
-        )
+        measured = (self._experiment, version, registered["test"], self._dataset)
+        champion = registry.find_champion(version.name)
+        tried = self._experiment.serve.canary is not None
+        if tried and champion is not None and champion.version != version.version:
+            return try_canary(*measured, None, self._terminal)
+        return pass_gate(*measured, self._terminal)
 
     def _serve(self, results: dict[str, Any]) -> dict[str, Any]:
         name = results["register"]["name"]
@@ -313,7 +320,7 @@ class Run:
             )
             rows = package.rows(self._dataset.schema, self._dataset.test_columns, CHECKED_ROWS)
             with live.client() as client:
-                checked = check_endpoint(client, load_model(reference), rows)
+                checked = check_endpoint(client, name, rows)
             self._terminal.say(
                 f"query  {checked} test samples over HTTP equal load_model({reference!r}).predict\n"
                 f"       {endpoint.curl(live, min(rows, key=lambda row: len(str(row))))}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,10 @@ class Problem:
     def __str__(self) -> str:
         return f"row {self.row}, field {self.field!r}: {self.rule}, but got {self.value}"
 
+    def behind(self, rows: int) -> Problem:
+        """The same in a longer table, where this many rows come before."""
+        return replace(self, row=self.row + rows)
+
 
 class RowsError(InputError):
     """Rows that do not fit the model's columns; lists the first `MAX_PROBLEMS`."""
@@ -104,6 +109,8 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
         problems.append(Problem(position, column.name, "this field is required", "none"))
         return None
     value = row[column.name]
+    if column.kind == "date" and isinstance(value, datetime.date):  # as Arrow and pandas have it
+        value = "" if value != value else value.isoformat()  # NaT is no time, nor itself
     checks = {
         "image": _image_problem,
         "number": _number_problem,

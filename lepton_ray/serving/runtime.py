@@ -107,6 +107,18 @@ class Runtime:
             return self.decision.probabilities(outputs)
         return self._preprocess.target_values(outputs)
 
+    def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
+        """For how many rows two answers are alike: the same label, or values that are near.
+
+        Args:
+            tolerance: in deviations of the training targets.
+        """
+        if self.schema.classes:
+            same = self.decision.chosen(one) == self.decision.chosen(other)
+            return int(same.sum())
+        near = tolerance * self._preprocess.target_deviation
+        return int((np.abs(one - other) <= near).all(axis=1).sum())
+
     def answers(self, found: Floats) -> list[Answer] | list[Value]:
         """What `predict_columns` gave, in the form that goes over HTTP.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +45,7 @@ def from_csv(schema: Schema, body: bytes, max_rows: int) -> Rows:
                 raise too_many_rows(max_rows)
             rows.append(
                 {
-                    name: _number(cell) if name in numbers else cell
+                    name: number(cell) if name in numbers else cell
                     for name, cell in zip(names, cells, strict=True)
                 }
             )
@@ -110,7 +109,7 @@ def _names(schema: Schema, names: list[str]) -> list[str]:
     return names
 
 
-def _number(cell: str) -> Any:
+def number(cell: str) -> Any:
     """An empty cell is a gap; a text that is no number stays one, for the check of rows to name."""
     if not cell:
         return None
@@ -151,12 +150,8 @@ def _rows(batches: Any, max_rows: int, max_bytes: int) -> Rows:
         size += sum(_text_bytes(column) for column in batch.columns)
         if size > max_bytes:
             raise too_large(max_bytes)
-        rows += [{name: _plain(cell) for name, cell in row.items()} for row in batch.to_pylist()]
+        rows += batch.to_pylist()
     return rows
-
-
-def _plain(cell: Any) -> Any:
-    return cell.isoformat() if isinstance(cell, datetime.date) else cell
 
 
 def _valid(batches: Any) -> Iterator[pa.RecordBatch]:

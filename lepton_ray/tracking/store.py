@@ -6,6 +6,7 @@ driver, and it writes here.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -19,6 +20,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from lepton_ray.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FLUSH_S = 1.0
@@ -133,13 +136,20 @@ class Tracker:
             self.client.set_terminated(run.info.run_id, "KILLED")
 
     def metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
-        """Record numbers; they reach the store within a second or with `finish`."""
+        """Record numbers; they reach the store within a second or with `finish`.
+
+        A store that cannot be written just now gets them later: what is measured goes on.
+        """
         now = int(time.time() * 1000)
         self._buffered.setdefault(run_id, []).extend(
             Metric(name, value, now, step) for name, value in values.items() if math.isfinite(value)
         )
         if time.monotonic() - self._flushed_at >= FLUSH_S:
-            self.flush()
+            try:
+                self.flush()
+            except (MlflowException, OSError) as error:
+                self._flushed_at = time.monotonic()
+                logger.warning("metrics are kept for later: %s", _first_line(error))
 
     def flush(self) -> None:
         """Write what is buffered."""
@@ -148,6 +158,11 @@ class Tracker:
                 self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
         self._buffered.clear()
         self._flushed_at = time.monotonic()
+
+    def recorded(self, run_id: str) -> int:
+        """The last epoch of a training whose metrics the store has."""
+        history = self.client.get_metric_history(run_id, "train_loss")
+        return max((metric.step for metric in history), default=0)
 
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])

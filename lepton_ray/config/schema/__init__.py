@@ -24,14 +24,17 @@ from lepton_ray.config.schema.section import (
 )
 from lepton_ray.config.schema.serving import (
     Batching,
+    Canary,
     Gate,
     Limits,
     Replicas,
+    Rule,
     Serve,
 )
 from lepton_ray.config.schema.splits import Split
 from lepton_ray.config.schema.tables import TableData, TablePreprocess
 from lepton_ray.config.schema.training import (
+    Augment,
     Checkpoint,
     EarlyStop,
     Model,
@@ -47,8 +50,10 @@ from lepton_ray.config.schema.tuning import (
 )
 
 __all__ = [
+    "Augment",
     "Batching",
     "Budget",
+    "Canary",
     "Checkpoint",
     "Data",
     "Distribution",
@@ -62,6 +67,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Replicas",
+    "Rule",
     "SCHEMA_VERSION",
     "Schedule",
     "Serve",
@@ -115,6 +121,10 @@ class Experiment(Section):
             raise ValueError(
                 f"evaluate.slices: are columns of a table or of texts, but data.kind is "
                 f"{self.data.kind}: leave it out"
+            )
+        if self.train.augment is not None and self.data.kind != "image":
+            raise ValueError(
+                f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(
