@@ -95,7 +95,7 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
             model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from lepton_ray.cli.commands import Commands
+from lepton_ray.cli.commands import Commands, add_address
 from lepton_ray.cli.terminal import Terminal
 from lepton_ray.errors import InputError
 
@@ -32,9 +32,23 @@ def declare(commands: Commands) -> None:
     predict = commands.add("predict", _predict, "predict the rows of a file, or pictures")
     predict.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     predict.add_argument(
-        "data", nargs="+", metavar="DATA", help="a JSONL, CSV or Parquet file; pictures or folders"
+        "data", nargs="+", metavar="DATA", help="JSONL, CSV or Parquet files; pictures; folders"
     )
-    predict.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    predict.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .csv or .parquet; the same call goes on with one that was stopped; default: "
+        "JSON lines on standard output",
+    )
+    predict.add_argument(
+        "--keep",
+        metavar="COLUMN",
+        action="append",
+        default=[],
+        help="of the input, to repeat before each answer (may be repeated)",
+    )
+    add_address(predict)
 
 
 def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -89,6 +103,13 @@ def _version_json(version: Any) -> dict[str, Any]:
 
 
 def _predict(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline.models import predict_file
+    from lepton_ray.pipeline import batch
 
-    return predict_file(options.model, options.data, output=options.output, terminal=terminal)
+    return batch.predict(
+        options.model,
+        options.data,
+        output=options.output,
+        keep=options.keep,
+        address=options.address,
+        terminal=terminal,
+    )

@@ -259,4 +259,4 @@ def _load(files: Files, name: str, version: int) -> Runtime:
 
 def _types(schema: Schema) -> list[tuple[Any, ...]]:
     """What a request's columns must be; ranges and categories may differ between versions."""
-    return [(c.name, c.kind, c.shape, c.longest) for c in schema.columns]
+    return [(c.name, c.kind, c.shape, c.longest, c.optional, c.format) for c in schema.columns]

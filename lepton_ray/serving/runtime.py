@@ -97,8 +97,7 @@ class Runtime:
         outputs[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = np.nan
         if self.schema.classes:
             return softmax(outputs)
-        fitted = self._preprocess
-        return outputs.astype(np.float64) * fitted.target_deviation + fitted.target_mean
+        return self._preprocess.target_values(outputs)
 
     def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
         """For how many rows two answers are alike: the same label, or values that are near.

@@ -15,9 +15,6 @@ from lepton_ray.config.schema.data import (
     Data,
     ImageData,
     ImagePreprocess,
-    Split,
-    TableData,
-    TablePreprocess,
     TextData,
     TextPreprocess,
 )
@@ -33,7 +30,10 @@ from lepton_ray.config.schema.serving import (
     Rule,
     Serve,
 )
+from lepton_ray.config.schema.splits import Split
+from lepton_ray.config.schema.tables import TableData, TablePreprocess
 from lepton_ray.config.schema.training import (
+    Augment,
     Checkpoint,
     EarlyStop,
     Model,
@@ -49,6 +49,7 @@ from lepton_ray.config.schema.tuning import (
 )
 
 __all__ = [
+    "Augment",
     "Batching",
     "Budget",
     "Canary",
@@ -112,6 +113,10 @@ class Experiment(Section):
         if "boosting" in self.gate.beats and self.data.kind != "table":
             raise ValueError(
                 "gate.beats: boosting is measured for tables only: take it out of the list"
+            )
+        if self.train.augment is not None and self.data.kind != "image":
+            raise ValueError(
+                f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(
