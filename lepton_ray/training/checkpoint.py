@@ -153,6 +153,13 @@ class CheckpointFolder:
         return f"{self._root}/{PREFIX}{step:010d}"
 
 
+def copy_last(source: CheckpointFolder, target: CheckpointFolder) -> None:
+    """Begin where another training is, in a folder that has no checkpoint yet."""
+    found = source.load_last() if not target.list() else None
+    if found is not None:
+        target.save(found[1]["step"], *found)
+
+
 def expendable(
     saved: Sequence[Saved], *, keep: int, keep_every: int | None, max_bytes: float
 ) -> list[Saved]:

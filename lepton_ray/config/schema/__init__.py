@@ -41,15 +41,20 @@ from lepton_ray.config.schema.training import (
     Workers,
 )
 from lepton_ray.config.schema.tuning import (
+    Bound,
     Budget,
+    Confirm,
     Distribution,
+    Population,
     Tune,
 )
 
 __all__ = [
     "Batching",
+    "Bound",
     "Budget",
     "Checkpoint",
+    "Confirm",
     "Data",
     "Distribution",
     "EarlyStop",
@@ -60,6 +65,7 @@ __all__ = [
     "Limits",
     "Model",
     "Optimizer",
+    "Population",
     "Replicas",
     "SCHEMA_VERSION",
     "Schedule",
