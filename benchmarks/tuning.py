@@ -38,11 +38,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 import _report
 import _task
 
+HERE = Path(__file__).parent
 KEPT = HERE / "results" / "tuning.jsonl"
 PEERS = HERE / "peers"
 OURS = "ours"

@@ -3,8 +3,8 @@
     python tune_arm.py ARM TASK TRIALS SECONDS SEED LOG
 
 ARM: tune_default, tune_optuna, tune_expert, optuna_none, optuna_hyperband, optuna_halving,
-optuna_median, syne_asha, syne_bohb. Two trials at a time. Each trial that comes to its last epoch is
-written to LOG.
+optuna_median, syne_asha, syne_bohb. Two trials at a time. Each trial that comes to its last epoch
+is written to LOG.
 """
 
 from __future__ import annotations
