@@ -29,11 +29,19 @@ class Local:
 
     runtime: Runtime
     problem: str = ""
+    sticky: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
     counts: Metrics = field(default_factory=Metrics)
     before: Callable[[], Any] | None = None
     """Awaited before each answer."""
 
-    async def infer(self, columns: dict[str, Any]) -> tuple[Runtime, Any]:
+    @property
+    def answering(self) -> tuple[Runtime, ...]:
+        return (self.runtime,)
+
+    async def infer(
+        self, columns: dict[str, Any], caller: str, version: str | None = None
+    ) -> tuple[Runtime, Any]:
         if self.before is not None:
             await self.before()
         return self.runtime, self.runtime.predict_columns(columns)
@@ -87,7 +95,7 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
             model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from lepton_ray.cli.commands import Commands
+from lepton_ray.cli.commands import Commands, add_address
 from lepton_ray.cli.terminal import Terminal
 from lepton_ray.errors import InputError
 
@@ -15,12 +15,16 @@ MODELS_TAKE = {  # least and most MODELs, and an example
     "compare": (2, 9, "models compare digits/1 digits/2"),
     "promote": (1, 1, "models promote digits/2"),
     "rollback": (1, 1, "models rollback digits"),
+    "canary": (1, 1, "models canary digits/8=10%, or models canary digits to end it"),
+    "shadow": (1, 1, "models shadow digits/9, or models shadow digits to end it"),
 }
 
 
 def declare(commands: Commands) -> None:
     """Add models and predict."""
-    models = commands.add("models", _models, "list, show, compare, promote and roll back models")
+    models = commands.add(
+        "models", _models, "list, show, compare, promote, try and roll back models"
+    )
     models.add_argument("action", choices=["list", *MODELS_TAKE])
     models.add_argument(
         "models", nargs="*", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION; NAME to roll back"
@@ -28,9 +32,23 @@ def declare(commands: Commands) -> None:
     predict = commands.add("predict", _predict, "predict the rows of a file, or pictures")
     predict.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     predict.add_argument(
-        "data", nargs="+", metavar="DATA", help="a JSONL, CSV or Parquet file; pictures or folders"
+        "data", nargs="+", metavar="DATA", help="JSONL, CSV or Parquet files; pictures; folders"
     )
-    predict.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    predict.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .csv or .parquet; the same call goes on with one that was stopped; default: "
+        "JSON lines on standard output",
+    )
+    predict.add_argument(
+        "--keep",
+        metavar="COLUMN",
+        action="append",
+        default=[],
+        help="of the input, to repeat before each answer (may be repeated)",
+    )
+    add_address(predict)
 
 
 def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -49,6 +67,10 @@ def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         return promotion.promote(given[0], terminal)
     if options.action == "rollback":
         return promotion.rollback(given[0], terminal)
+    if options.action == "canary":
+        return promotion.canary(given[0], terminal)
+    if options.action == "shadow":
+        return promotion.shadow(given[0], terminal)
     if options.action == "compare":
         return promotion.compare(given, terminal)
     version = registry.resolve(given[0])
@@ -81,6 +103,13 @@ def _version_json(version: Any) -> dict[str, Any]:
 
 
 def _predict(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline.models import predict_file
+    from lepton_ray.pipeline import batch
 
-    return predict_file(options.model, options.data, output=options.output, terminal=terminal)
+    return batch.predict(
+        options.model,
+        options.data,
+        output=options.output,
+        keep=options.keep,
+        address=options.address,
+        terminal=terminal,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -145,10 +146,10 @@ def _from_json(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> li
         raise RefusedError(422, 'the body must be {"rows": [{...}, ...]} with at least one row')
     if len(rows) > max_rows:
         raise tables.too_many_rows(max_rows)
-    return _decoded(schema, rows, max_bytes)
+    return decoded(schema, rows, max_bytes)
 
 
-def _decoded(schema: Schema, rows: list[Any], most: int) -> list[Any]:
+def decoded(schema: Schema, rows: list[Any], most: float = math.inf) -> list[Any]:
     """The same with images that are files, as they are or in base64, as pixels.
 
     Raises:
@@ -166,7 +167,7 @@ def _decoded(schema: Schema, rows: list[Any], most: int) -> list[Any]:
                 content = images.from_base64(column, file) if isinstance(file, str) else file
                 room -= images.unpacked_bytes(column, content)
                 if room < 0:
-                    raise tables.too_large(most)
+                    raise tables.too_large(int(most))
                 row[column.name] = images.decode(column, content)
             except ImageError as error:
                 problem = Problem(position, column.name, error.rule, error.value)
@@ -176,4 +177,4 @@ def _decoded(schema: Schema, rows: list[Any], most: int) -> list[Any]:
 
 def _from_image(schema: Schema, body: bytes, max_bytes: int) -> list[Any]:
     (column,) = (c for c in schema.columns if c.kind == "image")
-    return _decoded(schema, [{column.name: body}], max_bytes)
+    return decoded(schema, [{column.name: body}], max_bytes)

@@ -22,7 +22,7 @@ from lepton_ray.config.schema import ImageData, Limits, Model
 from lepton_ray.data import images, pixels
 from lepton_ray.data.images import ImageError
 from lepton_ray.errors import DataError, InputError
-from lepton_ray.pipeline import models as commands
+from lepton_ray.pipeline import batch
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.training.loop import Replica
 from tests import apps
@@ -444,12 +444,12 @@ def test_predict_takes_folders_and_files(
     trained: tuple[Path, data.Dataset, Runtime], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, _, runtime = trained
-    monkeypatch.setattr(commands, "load_model", lambda reference: runtime)
+    monkeypatch.setattr(batch, "load_model", lambda reference: runtime)
     other = tmp_path / "other.webp"
     other.write_bytes(saved(picture(3), "WEBP"))
     terminal = Lines()
     given = [str(folder / "red"), str(other)]
-    done = commands.predict_file("photos/1", given, output=None, terminal=terminal)
+    done = batch.predict("photos/1", given, output=None, terminal=terminal)
     assert done["rows"] == 31
     first, *_, last = map(json.loads, terminal.said)
     assert (first["file"], last["file"]) == (str(folder / "red" / "0.jpg"), str(other))
@@ -461,9 +461,9 @@ def test_predict_takes_folders_and_files(
     for paths, said in [
         ([str(tmp_path / "bad.png")], "bad.png: the file must be a whole"),
         ([str(tmp_path / "none.png")], "none.png cannot be read: No such file"),
-        ([str(folder), "rows.jsonl"], "one file of rows .*, but got 2 paths"),
+        ([str(folder), "rows.jsonl"], "are predicted apart, but got both"),
         ([str(tmp_path / "cache")], "must hold pictures .*, but holds none"),
     ]:
         (tmp_path / "cache").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=said):
-            commands.predict_file("photos/1", paths, output=None, terminal=terminal)
+            batch.predict("photos/1", paths, output=None, terminal=terminal)
