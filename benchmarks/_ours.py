@@ -49,10 +49,9 @@ def experiment(task: str, trials: int, seconds: float, seed: int, storage: str) 
 class TaskTrial(Trial):
     """A trial of the benchmark's task."""
 
-    def setup(
-        self, config: Any, task: str = "", log: str = "", seed: int = 0, **given: Any
-    ) -> None:
-        self._task, self._log, self._seed = task, _task.Log(log), seed
+    task, log, seed = "", "", 0
+
+    def setup(self, config: Any, **given: Any) -> None:
         self._arrays = ray.get(given["dataset"][0])
         self._team = None
         self.reset_config(config)
@@ -62,10 +61,10 @@ class TaskTrial(Trial):
         return True
 
     def step(self) -> dict[str, Any]:
-        began, rows, epochs = time.monotonic(), [], _task.epochs_of(self._task)
+        began, rows, epochs = time.monotonic(), [], _task.epochs_of(self.task)
         if self._training is None:
             settings = {k.removeprefix("model."): v for k, v in self._trial["settings"].items()}
-            self._training = _task.make(self._task, settings, self._arrays, self._seed)
+            self._training = _task.make(self.task, settings, self._arrays, self.seed)
         first = self._training.epoch + 1
         while True:
             rows.append({"val_loss": self._training.train_epoch()})
@@ -75,7 +74,7 @@ class TaskTrial(Trial):
             if time.monotonic() - began > TELL_S:
                 break
         if last:
-            self._log.whole(rows[-1]["val_loss"])
+            _task.Log(self.log).whole(rows[-1]["val_loss"])
         result = {"epochs": rows, "first": first, "done": last, "finished": last}
         return result | ({"measured": rows[-1]} if last else {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from lepton_ray.config import flatten, render
@@ -99,3 +100,31 @@ class StudyWatcher:
                 },
             )
         self._tracker.finish(self.run_id, outcome)
+
+
+def overview(
+    name: str | None = None, root: Path = Path("lepton_results")
+) -> dict[str, tuple[str, list[str], dict[str, Any]]]:
+    """The last study of each experiment below a folder of results, from its journal alone.
+
+    Returns:
+        By experiment: the run's folder, lines for a person, and the same as plain values.
+    """
+    found = {}
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if name not in (None, folder.name):
+            continue
+        runs = [r for r in sorted(folder.iterdir()) if status.exists(r / STUDY)]
+        if not runs:
+            continue
+        run = RunFolder.open(str(runs[-1]))
+        tune = run.experiment().tune
+        assert tune is not None
+        target = tune.trials + (run.recall("more_trials") or 0)
+        journal = Journal(run.path / STUDY, read_only=True)
+        state = status.state(tune, journal, target=target)
+        ended = journal.closed and f"ended: {journal.closed}"
+        state["stands"] = ended or f"last heard of {state['quiet_s']:.0f} s ago"
+        lines = status.lines(tune, journal, target=target)
+        found[folder.name] = (run.uri, lines, state)
+    return found

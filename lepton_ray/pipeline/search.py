@@ -13,6 +13,7 @@ import ray
 from lepton_ray.config import schema as config
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import InputError
+from lepton_ray.jobs import prices
 from lepton_ray.jobs.runs import RunFolder, differences
 from lepton_ray.jobs.studies import STUDY, StudyWatcher
 from lepton_ray.jobs.watchers import Terminal
@@ -25,6 +26,7 @@ from lepton_ray.tuning.status import settings_text
 from lepton_ray.tuning.trial import Measure
 
 MEASURES: dict[str, Measure] = {"latency_ms": latency_ms}
+PRICE_S = 30.0  # between two looks at the cluster's nodes
 MAY_CHANGE = (
     "tune.trials",
     "tune.parallel",
@@ -84,6 +86,7 @@ def search(
     tune = experiment.tune
     assert tune is not None
     more = folder.recall("more_trials") or 0
+    rate = _Rate(tune)
     priors = past.priors(experiment, from_study, tags["lepton_ray.data_digest"])
     if from_study:
         terminal.say(f"tune   {past.describe(priors, from_study)}")
@@ -97,6 +100,7 @@ def search(
             checkpoints=f"{folder.uri}/{STUDY}/checkpoints",
             more=more,
             priors=priors,
+            usd_per_hour=rate,
             measures={name: m for name, m in MEASURES.items() if name in _measured(tune)},
             on_event=watcher,
         )
@@ -121,6 +125,29 @@ def search(
         "report": str(files[0]),
         "waited_for_mlflow_s": round(watcher.waited_s, 3),
     }
+
+
+class _Rate:
+    """USD per hour of the nodes that are there; looked up now and then.
+
+    Raises:
+        ClusterError: when it is made, for a node whose price is not known.
+    """
+
+    def __init__(self, tune: config.Tune) -> None:
+        self._budget = tune.budget
+        self._looked_at = -PRICE_S
+        self._value = 0.0
+        self()
+
+    def __call__(self) -> float:
+        now = time.monotonic()
+        if self._budget is None or self._budget.usd is None or now - self._looked_at < PRICE_S:
+            return self._value
+        self._looked_at = now
+        labels = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+        self._value = prices.of_nodes(labels, self._budget.usd_per_hour)
+        return self._value
 
 
 def _measured(tune: config.Tune) -> set[str]:

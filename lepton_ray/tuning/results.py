@@ -140,7 +140,7 @@ def rung_correlations(curves: Mapping[int, Sequence[float]]) -> list[tuple[int, 
     Returns:
         (epoch, last epoch, correlation, trials that came to both), where at least three did.
     """
-    from scipy.stats import spearmanr
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
     last = max((len(c) for c in curves.values()), default=0)
     found, epoch = [], 1

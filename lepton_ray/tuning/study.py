@@ -24,7 +24,7 @@ from lepton_ray import storage
 from lepton_ray.config.schema import Experiment, Tune, Workers
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import StudyError
-from lepton_ray.tuning import population, prices, results
+from lepton_ray.tuning import population, results
 from lepton_ray.tuning.decisions import Decisions
 from lepton_ray.tuning.journal import Journal, Prior, TrialRecord, trial_id
 from lepton_ray.tuning.trial import Measure, Trial
@@ -32,7 +32,6 @@ from lepton_ray.tuning.trial import Measure, Trial
 logger = logging.getLogger(__name__)
 
 OnEvent = Callable[[dict[str, Any]], None]
-PRICE_S = 30.0  # between two looks at the cluster's nodes
 TRIES_OF_A_LOST_PROCESS = 1
 
 
@@ -55,6 +54,7 @@ def run(
     more: int = 0,
     priors: Sequence[Prior] = (),
     measures: Mapping[str, Measure] | None = None,
+    usd_per_hour: Callable[[], float] = lambda: 0.0,
     on_event: OnEvent = lambda event: None,
 ) -> Result:
     """Search until all trials are done, the goal is reached or the budget is spent.
@@ -66,12 +66,12 @@ def run(
         more: trials beyond ``tune.trials``.
         priors: what earlier studies found.
         measures: by name, what is measured of each finished trial's model.
+        usd_per_hour: of the cluster as it is when asked, for a budget in dollars.
         on_event: called in this thread when the journal is open, and when a trial starts, reports
             or ends.
 
     Raises:
         StudyError: when no trial gave a value.
-        ClusterError: when a budget in dollars meets nodes without a price.
     """
     settings = experiment.tune
     assert settings is not None
@@ -79,8 +79,7 @@ def run(
     if not storage.is_uri(checkpoints):
         checkpoints = str(Path(checkpoints).resolve())
     journal = Journal(folder)
-    rate = _Rate(settings)
-    decisions = Decisions(experiment, journal, more=more, priors=priors, usd_per_hour=rate)
+    decisions = Decisions(experiment, journal, more=more, priors=priors, usd_per_hour=usd_per_hour)
     edge = _Edge(decisions, checkpoints, on_event)
     on_event({"kind": "opened", "journal": journal})
     if not decisions.complete:
@@ -307,30 +306,6 @@ class _Stop(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._edge.failure is not None or self._edge.decisions.is_over()
-
-
-class _Rate:
-    """USD per hour of the nodes that are there; looked up now and then.
-
-    Raises:
-        ClusterError: when it is made, for a node whose price is not known.
-    """
-
-    def __init__(self, settings: Tune) -> None:
-        self._budget = settings.budget
-        self._looked_at = -PRICE_S
-        self._value = 0.0
-        if self._budget is not None and self._budget.usd is not None:
-            self()
-
-    def __call__(self) -> float:
-        now = time.monotonic()
-        if self._budget is None or now - self._looked_at < PRICE_S:
-            return self._value
-        self._looked_at = now
-        labels = [node["Labels"] for node in ray.nodes() if node["Alive"]]
-        self._value = prices.usd_per_hour(labels, self._budget.usd_per_hour)
-        return self._value
 
 
 def _remove(filesystem: pafs.FileSystem, folder: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lepton_ray.errors import ClusterError, StudyError
-from lepton_ray.tuning import prices, results
+from lepton_ray.jobs import prices
+from lepton_ray.tuning import results
 from lepton_ray.tuning.journal import Journal, Prior
 from lepton_ray.tuning.population import Member, next_generation
 from tests.studies import LR, OWN, SPACE, KilledError, Player, decided, experiment, loss
@@ -306,12 +307,14 @@ def test_before_any_trial_finished_the_one_that_came_furthest_is_the_best(tmp_pa
 
 
 def test_prices_are_by_type_or_given_and_unknown_ones_are_told() -> None:
-    assert prices.usd_per_hour([{"instance-type": "m5.large"}] * 2, None) == pytest.approx(0.192)
-    assert prices.usd_per_hour([{}, {}], 0.5) == 1.0
+    assert prices.of_nodes([{"instance-type": "m5.large"}] * 2, None) == pytest.approx(0.192)
+    spot = {"instance-type": "m5.large", "ray.io/market-type": "spot"}
+    assert prices.of_nodes([spot], None) < 0.096
+    assert prices.of_nodes([{}, {}], 0.5) == 1.0
     with pytest.raises(ClusterError, match="'m5.larg'.*did you mean 'm5.large'.*usd_per_hour"):
-        prices.usd_per_hour([{"instance-type": "m5.larg"}], None)
+        prices.of_nodes([{"instance-type": "m5.larg"}], None)
     with pytest.raises(ClusterError, match="no label that names its type"):
-        prices.usd_per_hour([{}], None)
+        prices.of_nodes([{}], None)
 
 
 def test_a_study_whose_trials_all_fail_is_given_up_with_the_commonest_error(

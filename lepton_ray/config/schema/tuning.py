@@ -72,7 +72,7 @@ class Budget(Section):
     usd: float | None = Field(None, gt=0)
     """Price of the cluster's nodes while the study runs."""
     usd_per_hour: float | None = Field(None, gt=0)
-    """Of one node. Default: by the type of each node, from the table in tuning/prices.py."""
+    """Of one node. Default: by the type of each node, from the table in jobs/prices.yaml."""
 
     @model_validator(mode="after")
     def _some(self) -> Budget:
