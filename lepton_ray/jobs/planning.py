@@ -119,14 +119,8 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
                 f"{nearest(experiment.gate.metric, tested)}"
             ],
         )
-    if experiment.tune is not None and experiment.tune.metric not in metrics:
-        raise ExperimentError(
-            experiment.name,
-            [
-                f"tune.metric: {experiment.tune.metric!r} is never reported, "
-                f"{nearest(experiment.tune.metric, metrics)}"
-            ],
-        )
+    if experiment.tune is not None:
+        space.check_metrics(experiment, metrics)
     stop = experiment.train.early_stop
     if stop is not None and stop.metric not in metrics:
         raise ExperimentError(
@@ -140,8 +134,9 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
     running = min(workers.max, max(1, int(available.get("CPU", 1) // workers.cpus)))
     shard_rounds = math.ceil(train.n_shards / running) / train.n_shards
     trials = experiment.tune.trials if experiment.tune else 0
+    each = workers.cpus * (experiment.tune.workers if experiment.tune else 1)
     at_once = (experiment.tune.parallel if experiment.tune else None) or max(
-        1, int(available.get("CPU", 1) // workers.cpus)
+        1, int(available.get("CPU", 1) // each)
     )
     plan = Plan(
         name=experiment.name,
