@@ -237,6 +237,7 @@ def pngs(tune: Tune, journal: Journal, study: optuna.Study, folder: Path) -> lis
 
 def _png_curves(tune: Tune, journal: Journal) -> Any:
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     _, axes = pyplot.subplots()
     for record in journal.finished:
@@ -249,7 +250,7 @@ def _png_curves(tune: Tune, journal: Journal) -> Any:
             axes.plot(epochs[-1], record.values[-1], "x", color=colour)
     if _is_wide(journal):
         axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(tune.metrics[0])
     axes.grid(alpha=0.3)
