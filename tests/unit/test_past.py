@@ -63,6 +63,9 @@ def test_a_study_of_another_space_is_not_extended_and_the_difference_is_told() -
     assert "--from-study" in said
     with pytest.raises(InputError, match="train.epochs is 4 now and was 9"):
         search.extend(experiment(epochs=4, trials=3), "tune", 5)
+    population = experiment(searcher="pbt", space={LR: SPACE[LR]})
+    with pytest.raises(InputError, match="a population has as many trials as"):
+        search.extend(population, "tune", 5)
     with pytest.raises(InputError, match="no finished study of 'tuning'.*without --add-trials"):
         search.extend(experiment(trials=3), "run", 5)
 
