@@ -76,7 +76,7 @@ class TaskTrial(Trial):
         if last:
             _task.Log(self.log).whole(rows[-1]["val_loss"])
         result = {"epochs": rows, "first": first, "done": last, "finished": last}
-        return result | ({"measured": rows[-1]} if last else {})
+        return result | ({"measured": list(rows[-1].items())} if last else {})
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ WRITE_S = 1.0  # between two writes
 TRIES = 5
 STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 TRIAL = "lepton_ray.trial"
+KIND = "lepton_ray.trial_kind"
 
 
 @dataclass
@@ -160,7 +161,7 @@ class Recorder:
 
 
 def _tags(record: TrialRecord) -> dict[str, str]:
-    tags: dict[str, str] = {"lepton_ray.state": record.state, "lepton_ray.trial_kind": record.kind}
+    tags: dict[str, str] = {"lepton_ray.state": record.state, KIND: record.kind}
     if record.reason:
         tags["lepton_ray.reason"] = record.reason
     if record.weights_sha256:

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from lepton_ray.config import loads
 from lepton_ray.config import schema as config
 from lepton_ray.errors import InputError, nearest
-from lepton_ray.jobs.recorder import TRIAL
+from lepton_ray.jobs.recorder import KIND
 from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.studies import STUDY
 from lepton_ray.tracking import store
@@ -164,7 +164,8 @@ def _from_mlflow(run: Run) -> PastStudy:
     metric = past.tune.metrics[0]
     trials = []
     for child in children:
-        if child.data.tags.get("lepton_ray.state") != "finished" or TRIAL not in child.data.tags:
+        tags = child.data.tags
+        if tags.get("lepton_ray.state") != "finished" or tags.get(KIND) != "search":
             continue
         history = client.get_metric_history(child.info.run_id, metric)
         trials.append(

@@ -46,6 +46,11 @@ def extend(experiment: config.Experiment, command: str, trials: int) -> RunFolde
     Raises:
         InputError: when there is none, it has not finished, or it searched something else.
     """
+    if experiment.tune is not None and experiment.tune.searcher == "pbt":
+        raise InputError(
+            "a population has as many trials as train.epochs and tune.population say: set those, "
+            "and leave --add-trials out"
+        )
     found = [
         f
         for f in RunFolder.all_of(experiment.storage, experiment.name)

@@ -96,7 +96,9 @@ def _draw(make: Callable[[], Any]) -> str:
         margin={"l": 70, "r": 30, "t": 30, "b": 60},
         font={"size": 13},
     )
-    drawn: str = figure.to_html(full_html=False, include_plotlyjs=False)
+    drawn: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
+    )
     return f"<div class='wide'>{drawn}</div>"
 
 
@@ -128,15 +130,19 @@ def _curves(tune: Tune, journal: Journal) -> Any:
             hovertext=f"trial {record.id}: {settings_text(record.params)}",
         )
         shown.add(record.state)
-    positive = [v for r in journal.finished for v in r.values if math.isfinite(v)]
-    wide = bool(positive) and min(positive) > 0 and max(positive) > 20 * min(positive)
     figure.update_layout(
         xaxis_title="epoch",
         yaxis_title=tune.metrics[0],
-        yaxis_type="log" if wide else "linear",
+        yaxis={"type": "log", "dtick": 1} if _is_wide(journal) else {},
         xaxis={"rangemode": "tozero", "dtick": 1 if _last_epoch(journal) <= 20 else None},
     )
     return figure
+
+
+def _is_wide(journal: Journal) -> bool:
+    """Whether values only show on a logarithmic axis."""
+    values = [v for r in journal.finished for v in r.values if math.isfinite(v)]
+    return bool(values) and 0 < 20 * min(values) < max(values)
 
 
 def _last_epoch(journal: Journal) -> int:
@@ -231,6 +237,7 @@ def pngs(tune: Tune, journal: Journal, study: optuna.Study, folder: Path) -> lis
 
 def _png_curves(tune: Tune, journal: Journal) -> Any:
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     _, axes = pyplot.subplots()
     for record in journal.finished:
@@ -241,6 +248,9 @@ def _png_curves(tune: Tune, journal: Journal) -> Any:
         )
         if record.state != "finished" and epochs:
             axes.plot(epochs[-1], record.values[-1], "x", color=colour)
+    if _is_wide(journal):
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(tune.metrics[0])
     axes.grid(alpha=0.3)

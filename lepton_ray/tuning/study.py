@@ -91,9 +91,9 @@ def run(
     journal.close(decisions.reason or "all trials are done")
     best = results.best(settings, journal.finished)
     if best is None:
-        failed = results.commonest_error(journal.finished)
+        why = results.commonest_error(journal.finished) or decisions.reason
         raise StudyError(
-            f"none of {len(journal.finished)} trials finished" + (f"; {failed}" if failed else "")
+            f"none of {len(journal.finished)} trials finished" + (f"; {why}" if why else "")
         )
     return Result(
         best=best,
@@ -229,7 +229,7 @@ class _Edge:
         record = self.decisions.end(
             number,
             finished=bool(result.get("finished")),
-            metrics={**(rows[-1] if rows else {}), **result.get("measured", {})},
+            metrics={**(rows[-1] if rows else {}), **dict(result.get("measured", ()))},
             seconds=float(result.get("seconds", 0.0)),
             error=str(result.get("error", "")),
             weights_sha256=str(result.get("weights_sha256", "")),

@@ -102,7 +102,7 @@ class Trial(tune.Trainable):
             settings = self._experiment.tune
             assert settings is not None
             if any(e > 0 for e in excesses(settings.constraints, measured).values()):
-                result |= {"measured": measured, "done": True}
+                result |= {"measured": list(measured.items()), "done": True}
                 return
         replica = self._replica
         while True:
@@ -161,7 +161,9 @@ class Trial(tune.Trainable):
             model = state.evaluated.cpu()
             model.load_state_dict(weights)
             measured |= {name: m(model, self._dataset) for name, m in self._measures.items()}
-        return {"measured": {**best, **measured}, "weights_sha256": state_sha256(weights)}
+        # Pairs, because Tune pulls nested mappings apart.
+        pairs = list({**best, **measured}.items())
+        return {"measured": pairs, "weights_sha256": state_sha256(weights)}
 
     def _disband(self) -> None:
         if self._team is not None:

@@ -212,17 +212,26 @@ def test_a_budget_stops_trials_at_once_and_keeps_the_best(
 ) -> None:
     asked = experiment(
         model={"name": "tests.nets:sleepy", "inner": "cnn", "pause_s": 0.02, "width": 4},
-        train={"epochs": 400, "batch": 64},
+        train={"epochs": 4000, "batch": 64},
         tune={
             "trials": 50,
             "scheduler": "none",
-            "budget": {"minutes": 0.4},
+            "budget": {"usd": 5},
             "space": {LR: {"loguniform": [1e-4, 3e-2]}},
         },
     )
-    found = study.run(asked, reference, folder=tmp_path)
+    rate = [0.0]
+
+    def listen(event: dict) -> None:
+        if event["kind"] == "trial_result":
+            rate[0] = 1e6  # a very large cluster has come
+
+    found = study.run(
+        asked, reference, folder=tmp_path, usd_per_hour=lambda: rate[0], on_event=listen
+    )
     assert found.reason == "the budget is spent"
     assert found.best.state == "pruned"
     assert found.best.reason == "the budget is spent"
     assert not found.journal.unfinished
     assert found.journal.closed == "the budget is spent"
+    assert found.journal.spent[1] > 5

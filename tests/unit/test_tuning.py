@@ -273,6 +273,7 @@ def test_sections_of_a_space_may_be_nested() -> None:
         ({"metric": ["val_loss", "seconds"], "searcher": "cmaes"}, "takes one metric, but got 2"),
         ({"metric": ["val_loss"], "mode": ["min", "max"]}, "mode must have one entry for each"),
         ({"searcher": "pbt", "scheduler": "asha"}, "leave scheduler out"),
+        ({"searcher": "pbt", "confirm": {}}, "leave confirm out"),
         ({"constraints": {"parameters": {}}}, "a constraint needs at_most or at_least"),
         ({"budget": {}}, "a budget needs minutes or usd"),
     ],

@@ -196,6 +196,11 @@ class Tune(Section):
                 f"searcher {self.searcher!r} takes one metric, but got {len(self.metrics)}: use "
                 "tpe, gp, random or grid"
             )
+        if self.searcher == "pbt" and self.confirm is not None:
+            raise ValueError(
+                "confirm trains settings again, but searcher pbt changes them on the way: leave "
+                "confirm out"
+            )
         if self.searcher == "pbt" and self.scheduler not in (None, "none"):
             raise ValueError(
                 f"searcher pbt replaces what is bad itself, but got scheduler {self.scheduler!r}: "
