@@ -6,7 +6,9 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +19,8 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.data import decision
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import ExperimentError, TrainingError, nearest
-from lepton_ray.jobs import session
+from lepton_ray.jobs import cluster_file, prices, session
+from lepton_ray.jobs.costs import Fit, fit
 from lepton_ray.tracking import store
 from lepton_ray.training.loop import Replica
 from lepton_ray.tuning import space
@@ -88,11 +91,15 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     Raises:
         InputError: the first thing that is wrong, before anything is started or written.
     """
-    store.client()
     exact_together = experiment.train.exact and experiment.workers.max > 1
     available, kinds = _look(address, at_processors=exact_together)
-    session.check_room(experiment.workers, available, _where(address))
+    session.check_room(experiment.workers, session.possible(available), _where(address))
     session.check_alike(kinds, _where(address))
+    return _make_plan(experiment, available)
+
+
+def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[Plan, Dataset]:
+    store.client()
     if experiment.tune is not None:
         space.check(experiment)
     dataset = data.load(experiment.data, experiment.evaluate.slices)
@@ -112,14 +119,8 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
                 f"{nearest(experiment.gate.metric, tested)}"
             ],
         )
-    if experiment.tune is not None and experiment.tune.metric not in metrics:
-        raise ExperimentError(
-            experiment.name,
-            [
-                f"tune.metric: {experiment.tune.metric!r} is never reported, "
-                f"{nearest(experiment.tune.metric, metrics)}"
-            ],
-        )
+    if experiment.tune is not None:
+        space.check_metrics(experiment, metrics)
     stop = experiment.train.early_stop
     if stop is not None and stop.metric not in metrics:
         raise ExperimentError(
@@ -133,8 +134,9 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     running = min(workers.max, max(1, int(available.get("CPU", 1) // workers.cpus)))
     shard_rounds = math.ceil(train.n_shards / running) / train.n_shards
     trials = experiment.tune.trials if experiment.tune else 0
+    each = workers.cpus * (experiment.tune.workers if experiment.tune else 1)
     at_once = (experiment.tune.parallel if experiment.tune else None) or max(
-        1, int(available.get("CPU", 1) // workers.cpus)
+        1, int(available.get("CPU", 1) // each)
     )
     plan = Plan(
         name=experiment.name,
@@ -163,6 +165,26 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
         profile=replica.profile.to_json(),
     )
     return plan, dataset
+
+
+def plan_on(
+    experiment: Experiment, path: str | Path, own_prices: str | Path | None = None
+) -> tuple[Plan, Fit]:
+    """A plan for the cluster of a file, which need not run; the step is tried on this machine.
+
+    Raises:
+        InputError: as of `make_plan`; and when ``workers.min`` has no room on the cluster.
+    """
+    file = cluster_file.read(path)
+    table = prices.load(own_prices)
+    fit(file, experiment.workers, 0.0, table)  # before a second is spent
+    room = {"CPU": 0.0, "GPU": 0.0}
+    for kind in file.workers:
+        cpus = float(os.cpu_count() or 1) if kind.cpus is None else kind.cpus
+        room["CPU"] += kind.maximum * cpus
+        room["GPU"] += kind.maximum * kind.gpus
+    plan, _ = _make_plan(experiment, room)
+    return plan, fit(file, experiment.workers, plan.tune_s + plan.train_s, table)
 
 
 def _look(
