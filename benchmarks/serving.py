@@ -54,7 +54,8 @@ def python_of(peer: str) -> Path:
     python = folder / "bin" / "python"
     done = folder / ".done"
     if not done.exists():
-        venv.create(folder, with_pip=True)
+        if not python.exists():
+            venv.create(folder, with_pip=True)
         wanted = str(PEERS / f"{peer}.txt")
         subprocess.run([python, "-m", "pip", "install", "-q", "-r", wanted], check=True)
         done.touch()
