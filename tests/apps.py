@@ -13,11 +13,15 @@ import httpx
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from lepton_ray import data, models
 from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
 from lepton_ray.data import Dataset
+from lepton_ray.pipeline import report
 from lepton_ray.serving import api, package
+from lepton_ray.serving.explain.answers import Explanation
+from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.runtime import Runtime
@@ -30,6 +34,7 @@ class Local:
     runtime: Runtime
     problem: str = ""
     counts: Metrics = field(default_factory=Metrics)
+    explainer: Explainer | None = None
     before: Callable[[], Any] | None = None
     """Awaited before each answer."""
 
@@ -37,6 +42,12 @@ class Local:
         if self.before is not None:
             await self.before()
         return self.runtime, self.runtime.predict_columns(columns)
+
+    async def explain(
+        self, columns: dict[str, Any], method: str | None, target: str | None
+    ) -> tuple[Runtime, list[Explanation]]:
+        assert self.explainer is not None
+        return self.runtime, self.explainer.explain(columns, method, target)
 
     async def totals(self) -> Snapshot:
         return self.counts.snapshot()
@@ -65,8 +76,13 @@ class App:
             return await client.request(method, path, **options)
 
 
-def app(runtime: Runtime, keyring: Keyring | None = None, **limits: Any) -> App:
-    local, lines = Local(runtime), []
+def app(
+    runtime: Runtime,
+    keyring: Keyring | None = None,
+    explainer: Explainer | None = None,
+    **limits: Any,
+) -> App:
+    local, lines = Local(runtime, explainer=explainer), []
     made = api.build(
         local,
         limits=Limits(**limits),
@@ -74,6 +90,7 @@ def app(runtime: Runtime, keyring: Keyring | None = None, **limits: Any) -> App:
         counts=local.counts,
         log=lines.append,
         echo=True,
+        explain=explainer is not None,
     )
     return App(local, made, lines)
 
@@ -150,3 +167,34 @@ def digits(folder: Path) -> Runtime:
     """Images of 8 x 8 with numbers from 0 to 16."""
     dataset = data.load(ImageData(kind="image", source="sklearn:digits"))
     return version(folder / "v", dataset, Model(name="cnn", width=4), "digits")
+
+
+def fitted(dataset: Dataset, model: Model, steps: int = 300, seed: int = 0) -> nn.Module:
+    """A small model that has learned something, in a second."""
+    torch.manual_seed(seed)
+    given = dataset.preprocess
+    module = models.build(model, given.input_shape, dataset.schema.outputs, given.vocabulary)
+    optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
+    x, y = torch.from_numpy(dataset.train.x), torch.from_numpy(dataset.train.y)
+    for _ in range(steps):
+        some = torch.randint(len(x), (64,))
+        loss = nn.functional.cross_entropy(module(x[some]), y[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return module.eval()
+
+
+def made(folder: Path, dataset: Dataset, module: nn.Module) -> tuple[Explainer, Runtime]:
+    package.build(
+        folder,
+        model=module,
+        dataset_schema=dataset.schema,
+        preprocess=dataset.preprocess,
+        experiment_yaml="name: test\n",
+        sample_x=dataset.test.x[:32],
+        max_batch=8,
+        provenance={},
+        beside=report.files(module, dataset, examples=5),
+    )
+    return Explainer.load(folder), Runtime.load(folder, name="test", version=3)

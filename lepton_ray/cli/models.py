@@ -19,7 +19,7 @@ MODELS_TAKE = {  # least and most MODELs, and an example
 
 
 def declare(commands: Commands) -> None:
-    """Add models and predict."""
+    """Add models, predict and explain."""
     models = commands.add("models", _models, "list, show, compare, promote and roll back models")
     models.add_argument("action", choices=["list", *MODELS_TAKE])
     models.add_argument(
@@ -45,6 +45,20 @@ def declare(commands: Commands) -> None:
         help="of the input, to repeat before each answer (may be repeated)",
     )
     add_address(predict)
+    explain = commands.add("explain", _explain, "say why rows or pictures are answered so")
+    explain.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    explain.add_argument("data", nargs="+", metavar="DATA", help="as for predict")
+    explain.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".jsonl, or .png for the heat map of one picture; default: lines of JSON",
+    )
+    explain.add_argument(
+        "--method",
+        help="integrated_gradients (default where possible), kernel_shap, lime, occlusion",
+    )
+    explain.add_argument("--target", metavar="CLASS", help="default: the likeliest of each row")
 
 
 def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -66,7 +80,13 @@ def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     if options.action == "compare":
         return promotion.compare(given, terminal)
     version = registry.resolve(given[0])
-    value = {**_version_json(version), "manifest": registry.manifest(version)}
+    from lepton_ray.pipeline import report
+
+    value = {
+        **_version_json(version),
+        "manifest": registry.manifest(version),
+        "importance": report.importance(version),
+    }
     terminal.say(json.dumps(value, indent=1))
     return value
 
@@ -103,5 +123,18 @@ def _predict(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         output=options.output,
         keep=options.keep,
         address=options.address,
+        terminal=terminal,
+    )
+
+
+def _explain(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import explaining
+
+    return explaining.explain(
+        options.model,
+        options.data,
+        output=options.output,
+        method=options.method,
+        target=options.target,
         terminal=terminal,
     )

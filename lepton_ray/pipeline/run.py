@@ -27,6 +27,7 @@ from lepton_ray.jobs import provenance, session
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
+from lepton_ray.pipeline import report
 from lepton_ray.pipeline.checks import check_endpoint, score
 from lepton_ray.pipeline.promotion import pass_gate
 from lepton_ray.serving import endpoint, package
@@ -223,6 +224,7 @@ class Run:
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
+        beside = report.files(model, dataset, examples=experiment.serve.examples)
         package.build(
             folder,
             model=model,
@@ -238,7 +240,9 @@ class Run:
                 "training_digest": results["train"]["digest"],
                 "software": provenance.software(),
             },
+            beside=beside,
         )
+        self._tracker.text(run_id, report.IMPORTANCE, beside[report.IMPORTANCE].decode())
         runtime = Runtime.load(folder)
         test = {
             "model": score(runtime, dataset),

@@ -11,17 +11,22 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
 from fastapi.responses import Response as HttpResponse
 from starlette.exceptions import HTTPException
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
 from lepton_ray.data.schema import Schema
+from lepton_ray.errors import InputError
 from lepton_ray.serving import bodies, metrics, tables, tensors
 from lepton_ray.serving.bodies import Bodies
+from lepton_ray.serving.explain.answers import METHODS, ExplainResponse, Explanation, check
 from lepton_ray.serving.guard import Guard, exchange_of
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
+from lepton_ray.serving.page import model as page_model
+from lepton_ray.serving.page import page
 from lepton_ray.serving.refusals import RefusedError, answer
 from lepton_ray.serving.requests import (
     Answer,
@@ -35,6 +40,7 @@ from lepton_ray.serving.requests import (
 )
 from lepton_ray.serving.runtime import Floats, Runtime
 
+EXPLAINED_ROWS = 8  # of one request: each costs as much as hundreds of predictions
 HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -52,6 +58,16 @@ class Predictor(Protocol):
     async def infer(self, columns: Columns) -> tuple[Runtime, Floats]:
         """The version that answered, and [n, classes] probabilities or [n, 1] values."""
 
+    async def explain(
+        self, columns: Columns, method: str | None, target: str | None
+    ) -> tuple[Runtime, list[Explanation]]:
+        """The version that answers, and why it answers each row so.
+
+        Raises:
+            InputError: for a method or class that it has not.
+            RefusedError: 429 when too many are waiting.
+        """
+
     async def totals(self) -> Snapshot:
         """What all replicas have counted."""
 
@@ -64,14 +80,16 @@ def build(
     counts: Metrics,
     log: Callable[[dict[str, Any]], None],
     echo: bool,
+    explain: bool,
 ) -> FastAPI:
     """The application.
 
     Args:
         keyring, log, echo: see `guard.Guard`.
+        explain: whether it also says why.
     """
     schema, name = predictor.runtime.schema, predictor.runtime.name
-    routes = _Routes(predictor, limits)
+    routes = _Routes(predictor, limits, keys=keyring is not None, explain=explain)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -87,6 +105,15 @@ def build(
         response_model=Response if schema.classes else ValueResponse,
         openapi_extra={"requestBody": _body(schema)},
     )(routes.predict)
+    if explain:
+        api.post(
+            "/explain",
+            response_model=ExplainResponse,
+            response_model_exclude_none=True,
+            openapi_extra={"requestBody": _body(schema)},
+        )(routes.explain)
+    api.get("/", include_in_schema=False)(routes.page)
+    api.get("/page.json", include_in_schema=False)(routes.page_model)
     api.get("/health")(routes.health)
     api.get("/metrics")(routes.metrics)
     api.get("/v2")(routes.server)
@@ -100,8 +127,10 @@ def build(
 
 
 class _Routes:
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits, *, keys: bool, explain: bool) -> None:
         self._predictor = predictor
+        self._keys = keys
+        self._explain = explain
         self._limits = limits
         self._schema = (
             predictor.runtime.schema
@@ -136,6 +165,39 @@ class _Routes:
             answers = [_likeliest(a, top_k) for a in answers if isinstance(a, Answer)]
         kind = Response if self._schema.classes else ValueResponse
         return kind(model=runtime.name, version=runtime.version, predictions=answers)
+
+    async def explain(
+        self,
+        request: Request,
+        method: Annotated[str | None, Query(description=", ".join(METHODS))] = None,
+        target: Annotated[str | None, Query(description="A class; default the likeliest.")] = None,
+    ) -> ExplainResponse:
+        """Why each row is answered so: weights of columns, words or pixels."""
+        async with self.bodies.read(request) as body:
+            rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
+            if len(rows) > EXPLAINED_ROWS:
+                text = f"at most {EXPLAINED_ROWS} rows are explained at a time: send fewer"
+                raise RefusedError(413, text)
+            columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
+        try:
+            check(self._schema, method, target)
+            runtime, found = await self._predictor.explain(columns, method, target)
+        except RowsError:
+            raise
+        except InputError as error:
+            raise RefusedError(422, str(error)) from None
+        exchange = exchange_of(request.scope)
+        exchange.version = runtime.version
+        return ExplainResponse(model=runtime.name, version=runtime.version, explanations=found)
+
+    async def page(self) -> HttpResponse:
+        """For a person in a browser."""
+        content, headers = page(self._predictor.runtime, keys=self._keys, explain=self._explain)
+        return HTMLResponse(content, headers=headers)
+
+    async def page_model(self) -> dict[str, Any]:
+        """What the page shows, where it takes a key to see it."""
+        return page_model(self._predictor.runtime, explain=self._explain)
 
     async def health(self) -> dict[str, Any]:
         """Which version answers, and what keeps it from following its alias, if anything."""

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import BackpressureConfig
+from ray.serve.exceptions import BackPressureError
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
-from lepton_ray.errors import LeptonRayError
+from lepton_ray.errors import InputError, LeptonRayError
 from lepton_ray.serving import api
+from lepton_ray.serving.explain import deployment as explaining
+from lepton_ray.serving.explain.answers import Explanation
 from lepton_ray.serving.follower import Files, Present, write_files
 from lepton_ray.serving.guard import OVERLOADED_S, log_access, needs_keys
 from lepton_ray.serving.keys import Keyring
@@ -32,6 +35,7 @@ from lepton_ray.serving.runtime import Floats, Runtime
 logger = logging.getLogger("ray.serve")
 
 ASK_S = 1.0  # between two looks for a new version
+EXPLAINED_S = 5.0  # after which a client whose question found no room may come again
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
 MAX_QUEUED = 1000  # requests waiting at a proxy, when every replica has that many
@@ -67,22 +71,26 @@ def application(follower: Any, name: str, config: Serve) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=OVERLOADED_S),
         ray_actor_options={"num_cpus": 1},
         **scale,
-    ).bind(follower, name, config)
+    ).bind(follower, name, config, explaining.application(name) if config.explain else None)
     return bound
 
 
 class Endpoint:
     """One replica; what `api.build` calls a predictor."""
 
-    async def __init__(self, follower: Any, name: str, config: Serve) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, follower: Any, name: str, config: Serve, explaining: Any
+    ) -> None:
         self._follower = follower
+        self._explaining = explaining  # a handle of the deployment, or None
         self._name = name
         self._config = config
         self._id = uuid.uuid4().hex
         self._counts = Metrics()
         self._keyring = Keyring(()) if needs_keys(config.host, config.keys) else None
         self._problem = ""
-        self._runtime = await self._load(await self._ask())
+        present = await self._ask()
+        self._runtime, self._files = await self._load(present), present.files
         self._counts.serves(name, self._runtime.version)
         self._batched = serve.batch(
             max_batch_size=config.batch.max,
@@ -102,6 +110,7 @@ class Endpoint:
             counts=self._counts,
             log=log_access,
             echo=False,
+            explain=self._config.explain,
         )
 
     @property
@@ -131,6 +140,29 @@ class Endpoint:
             part = {name: values[at : at + most] for name, values in columns.items()}
             parts.append(await loop.run_in_executor(self._thread, runtime.forward, part))
         return runtime, np.concatenate(parts)
+
+    async def explain(
+        self, columns: Columns, method: str | None, target: str | None
+    ) -> tuple[Runtime, list[Explanation]]:
+        """The version that answers, and why it answers each row so.
+
+        Raises:
+            InputError: see `explainer.Explainer.explain`.
+            RefusedError: 429 when too many are waiting.
+        """
+        runtime, files = self._runtime, self._files
+        try:
+            found: list[Explanation] = await self._explaining.explain.remote(
+                runtime.version, [files], columns, method, target
+            )
+        except BackPressureError:
+            text = "too many explanations are waiting: come again later"
+            raise RefusedError(429, text, retry_after_s=EXPLAINED_S) from None
+        except RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from None
+            raise
+        return runtime, found
 
     async def totals(self) -> Snapshot:
         """What all replicas have counted.
@@ -182,7 +214,7 @@ class Endpoint:
                 )
                 self._problem = refused[present.version]
                 continue
-            self._runtime = new
+            self._runtime, self._files = new, present.files
             self._counts.serves(self._name, new.version)
 
     async def _answer_batch(self, requests: list[Columns]) -> list[Any]:

@@ -21,6 +21,7 @@ from lepton_ray.serving.requests import Answer, Problem, RowsError, Value, colum
 Floats = npt.NDArray[np.floating]
 
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+EXAMPLES = "examples.json"
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
 
@@ -31,6 +32,7 @@ class Runtime:
         schema: the columns it takes and the classes it answers with.
         manifest: where it came from.
         name, version: in the registry; "" and 0 for a folder that is not registered.
+        examples: test samples that it carries, each with ``row`` and true ``answer``.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Runtime:
         manifest: dict[str, Any],
         name: str,
         version: int,
+        examples: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._session = session
         self._preprocess = preprocess
@@ -48,6 +51,7 @@ class Runtime:
         self.manifest = manifest
         self.name = name
         self.version = version
+        self.examples = examples
 
     @staticmethod
     def load(folder: Path, *, name: str = "", version: int = 0) -> Runtime:
@@ -61,7 +65,10 @@ class Runtime:
         manifest = manifests.verify(folder)
         schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
         session = open_session(folder / "model.onnx")
-        return Runtime(session, Preprocess.load(folder), schema, manifest, name, version)
+        listed = folder / EXAMPLES
+        examples = json.loads(listed.read_text()) if listed.exists() else ()
+        fitted = Preprocess.load(folder)
+        return Runtime(session, fitted, schema, manifest, name, version, examples)
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer] | list[Value]:
         """An answer for each row.
