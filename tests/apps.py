@@ -33,21 +33,29 @@ class Local:
 
     runtime: Runtime
     problem: str = ""
+    sticky: str = ""
+    state: dict[str, Any] = field(default_factory=dict)
     counts: Metrics = field(default_factory=Metrics)
     explainer: Explainer | None = None
     before: Callable[[], Any] | None = None
     """Awaited before each answer."""
 
-    async def infer(self, columns: dict[str, Any]) -> tuple[Runtime, Any]:
+    @property
+    def answering(self) -> tuple[Runtime, ...]:
+        return (self.runtime,)
+
+    async def infer(
+        self, columns: dict[str, Any], caller: str, version: str | None = None
+    ) -> tuple[Runtime, Any]:
         if self.before is not None:
             await self.before()
         return self.runtime, self.runtime.predict_columns(columns)
 
     async def explain(
-        self, columns: dict[str, Any], method: str | None, target: str | None
-    ) -> tuple[Runtime, list[Explanation]]:
+        self, runtime: Runtime, columns: dict[str, Any], method: str | None, target: str | None
+    ) -> list[Explanation]:
         assert self.explainer is not None
-        return self.runtime, self.explainer.explain(columns, method, target)
+        return self.explainer.explain(columns, method, target)
 
     async def totals(self) -> Snapshot:
         return self.counts.snapshot()
@@ -104,7 +112,7 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
             model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,
@@ -114,6 +122,16 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
         provenance={},
     )
     return Runtime.load(folder, name=name, version=3)
+
+
+def write_people(folder: Path) -> Path:
+    """The folder of a version that was trained with a city of an unusual name."""
+    cities = ["Bonn", "Rom", "</script><b>"] * 20
+    frame = pd.DataFrame({"age": np.arange(60.0), "city": cities, "y": ["yes", "no"] * 30})
+    frame.to_csv(folder / "people.csv", index=False)
+    settings = TableData(kind="table", source=str(folder / "people.csv"), target="y")
+    version(folder / "v", data.load(settings), Model(name="mlp", width=8), "people")
+    return folder / "v"
 
 
 def people(folder: Path, model: Model | None = None) -> Runtime:
@@ -173,7 +191,7 @@ def fitted(dataset: Dataset, model: Model, steps: int = 300, seed: int = 0) -> n
     """A small model that has learned something, in a second."""
     torch.manual_seed(seed)
     given = dataset.preprocess
-    module = models.build(model, given.input_shape, dataset.schema.outputs, given.vocabulary)
+    module = models.build(model, given.input_shape, dataset.schema.outputs, given.facts)
     optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
     x, y = torch.from_numpy(dataset.train.x), torch.from_numpy(dataset.train.y)
     for _ in range(steps):

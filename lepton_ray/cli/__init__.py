@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from lepton_ray import __version__
-from lepton_ray.cli import endpoints, experiments, models
+from lepton_ray.cli import endpoints, experiments, models, status
 from lepton_ray.cli.commands import Commands
 from lepton_ray.cli.terminal import Terminal
 from lepton_ray.errors import InputError, LeptonRayError
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"lepton-ray {__version__}")
     commands = Commands(whole)
-    for group in (experiments, models, endpoints):
+    for group in (experiments, models, endpoints, status):
         group.declare(commands)
     return whole
 

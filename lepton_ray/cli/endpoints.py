@@ -16,6 +16,10 @@ def declare(commands: Commands) -> None:
     serve = commands.add("serve", _serve, "serve a model over HTTP until Ctrl-C")
     serve.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     serve.add_argument("--port", type=int, help="default: serve.port of the model's experiment")
+    serve.add_argument("--canary", metavar="MODEL[=SHARE]", help="try a version: digits/8=10%%")
+    serve.add_argument("--shadow", metavar="MODEL", help="send a version copies of the traffic")
+    serve.add_argument("--detach", action="store_true", help="leave it up on the cluster")
+    serve.add_argument("--stop", action="store_true", help="end one that was left up")
     add_address(serve)
     keys = commands.add("keys", _keys, "create, list and revoke the keys of endpoints")
     keys.add_argument("action", choices=["create", "list", "revoke"])
@@ -38,9 +42,19 @@ def _rate(text: str) -> float:
 
 
 def _serve(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline.models import serve_model
+    from lepton_ray.pipeline import models
 
-    return serve_model(options.model, port=options.port, address=options.address, terminal=terminal)
+    if options.stop:
+        return models.stop_serving(options.model, address=options.address, terminal=terminal)
+    return models.serve_model(
+        options.model,
+        port=options.port,
+        address=options.address,
+        canary=options.canary,
+        shadow=options.shadow,
+        detach=options.detach,
+        terminal=terminal,
+    )
 
 
 def _keys(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

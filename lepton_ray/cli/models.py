@@ -15,12 +15,16 @@ MODELS_TAKE = {  # least and most MODELs, and an example
     "compare": (2, 9, "models compare digits/1 digits/2"),
     "promote": (1, 1, "models promote digits/2"),
     "rollback": (1, 1, "models rollback digits"),
+    "canary": (1, 1, "models canary digits/8=10%, or models canary digits to end it"),
+    "shadow": (1, 1, "models shadow digits/9, or models shadow digits to end it"),
 }
 
 
 def declare(commands: Commands) -> None:
     """Add models, predict and explain."""
-    models = commands.add("models", _models, "list, show, compare, promote and roll back models")
+    models = commands.add(
+        "models", _models, "list, show, compare, promote, try and roll back models"
+    )
     models.add_argument("action", choices=["list", *MODELS_TAKE])
     models.add_argument(
         "models", nargs="*", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION; NAME to roll back"
@@ -77,6 +81,10 @@ def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         return promotion.promote(given[0], terminal)
     if options.action == "rollback":
         return promotion.rollback(given[0], terminal)
+    if options.action == "canary":
+        return promotion.canary(given[0], terminal)
+    if options.action == "shadow":
+        return promotion.shadow(given[0], terminal)
     if options.action == "compare":
         return promotion.compare(given, terminal)
     version = registry.resolve(given[0])

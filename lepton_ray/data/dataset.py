@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Data, ImageData, TableData
-from lepton_ray.data import preprocess, sources, split, words
+from lepton_ray.data import features, preprocess, sources, split, words
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import DataError
@@ -62,11 +62,12 @@ def load(data: Data) -> Dataset:
             raw.kinds[0], columns["train"]["image"], data.preprocess.normalize
         )
     elif isinstance(data, TableData):
-        fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess.missing)
+        fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess)
     else:
         fitted = preprocess.fit_text(raw.kinds[0], columns["train"][data.text], data.preprocess)
     if not classes:
-        fitted = preprocess.fit_target(fitted, y[parts["train"]])
+        log = isinstance(data, TableData) and data.target_log
+        fitted = preprocess.fit_target(fitted, y[parts["train"]], log)
     samples = {
         part: Samples(x=fitted.apply(columns[part]), y=y[indices])
         for part, indices in parts.items()
@@ -96,13 +97,15 @@ def _classes(
 
 
 def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
+    if fitted.features:
+        return raw.notes + features.notes(fitted.columns, fitted.features)
     if fitted.tokenizer is None:
         return raw.notes
     (texts,) = raw.columns.values()
     counts = words.counts(fitted.tokenizer, texts.tolist())
     (length,) = fitted.input_shape
     cut, empty = int((counts > length).sum()), int((counts == 0).sum())
-    notes = [f"{fitted.vocabulary:,} words are known, a text is {length} of them"]
+    notes = [f"{fitted.facts['vocabulary']:,} words are known, a text is {length} of them"]
     if cut:
         notes.append(f"{cut:,} of {len(texts):,} texts are longer and are cut")
     if empty:

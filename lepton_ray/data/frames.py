@@ -16,12 +16,15 @@ SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "wine")
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
-def read_frame(path: Path, texts: Collection[str] = ()) -> pd.DataFrame:
+def read_frame(
+    path: Path, texts: Collection[str] = (), as_written: Collection[str] = ()
+) -> pd.DataFrame:
     """A CSV, Parquet or JSONL file.
 
     Args:
         texts: columns whose cells are texts as they stand, also ``123``, ``NA`` and nothing, which
             a CSV cannot tell from numbers and missing values.
+        as_written: columns of a CSV whose cells are texts, also ``0123``, or missing.
 
     Raises:
         DataError: when it is missing, of another kind or cannot be read.
@@ -31,7 +34,7 @@ def read_frame(path: Path, texts: Collection[str] = ()) -> pd.DataFrame:
     if not path.exists():
         raise DataError(f"{str(path)!r} does not exist (looked in {Path.cwd()})")
     try:
-        return _read(path, texts)
+        return _read(path, texts, as_written)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: must be in UTF-8, but has byte 0x{error.object[error.start]:02x} "
@@ -45,7 +48,7 @@ def read_frame(path: Path, texts: Collection[str] = ()) -> pd.DataFrame:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _read(path: Path, texts: Collection[str]) -> pd.DataFrame:
+def _read(path: Path, texts: Collection[str], as_written: Collection[str]) -> pd.DataFrame:
     import pandas as pd
 
     if path.suffix == ".parquet":
@@ -53,7 +56,8 @@ def _read(path: Path, texts: Collection[str]) -> pd.DataFrame:
     elif path.suffix == ".jsonl":
         frame = pd.DataFrame(_json_lines(path))
     else:
-        frame = pd.read_csv(path)
+        # Whole columns at a time: in parts, one column could come to hold 1 and "1".
+        frame = pd.read_csv(path, dtype=dict.fromkeys(as_written, str), low_memory=False)
         if present := [name for name in texts if name in frame.columns]:
             frame[present] = pd.read_csv(path, usecols=present, dtype=str, keep_default_na=False)
     for name in texts:

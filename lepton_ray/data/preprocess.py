@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from lepton_ray.config.schema import TextPreprocess
-from lepton_ray.data import words
+from lepton_ray.config.schema import TablePreprocess, TextPreprocess
+from lepton_ray.data import features, words
+from lepton_ray.data.features import Feature, signed_log
 from lepton_ray.data.schema import Column
-from lepton_ray.errors import DataError
 
-FORMAT = 1
+FORMAT = 2  # 1 had the numbers of a table in three tensors, see `_features_of_format_1`
 TOKENIZER = "tokenizer.json"
 PART = 1024  # images that are computed with at a time, so that only they take more room
 Floats = npt.NDArray[np.float32]
@@ -35,18 +35,26 @@ class Preprocess:
     """Fitted numbers by name, and the columns they belong to."""
 
     columns: tuple[Column, ...]
-    missing: str
-    tensors: Mapping[str, npt.NDArray[np.float32]]
+    tensors: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    """Of images."""
+    features: tuple[Feature, ...] = ()
+    """Of a table, one for each column."""
     target_mean: float = 0.0
     target_deviation: float = 1.0
     """Of a number to predict: a model learns (value - mean) / deviation."""
+    target_log: bool = False
+    """Whether the model learns that of the logarithm, see `signed_log`."""
     tokenizer: Tokenizer | None = None
     """Of texts; see `words`."""
 
     @property
-    def vocabulary(self) -> int | None:
-        """How many words there are, for a model of texts: their numbers lie below it."""
-        return self.tokenizer.get_vocab_size() if self.tokenizer else None
+    def facts(self) -> dict[str, Any]:
+        """What only the data can tell a model, by the name of its argument."""
+        if self.tokenizer is not None:
+            return {"vocabulary": self.tokenizer.get_vocab_size()}
+        if self.features:
+            return {"columns": tuple(b for feature in self.features for b in feature.blocks)}
+        return {}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -57,19 +65,41 @@ class Preprocess:
             return (channels[0] if channels else 1, height, width)
         if self.tokenizer is not None:
             return (words.length(self.tokenizer),)
-        return (sum(len(c.categories) if c.kind == "category" else 1 for c in self.columns),)
+        return (sum(self.facts["columns"]),)
 
     def apply(self, columns: Mapping[str, Any]) -> Inputs:
         """[n, *input_shape] from column name -> [n, ...] values.
 
         Raises:
-            DataError: for a number that is missing when ``missing`` is ``refuse``.
+            DataError: for a number or date that is missing where that is refused.
         """
         if self.columns[0].kind == "image":
             return self._image(np.asarray(columns[self.columns[0].name]))
         if self.tokenizer is not None:
             return words.encode(self.tokenizer, columns[self.columns[0].name])
-        return self._table(columns)
+        n = len(next(iter(columns.values())))
+        x = np.zeros((n, *self.input_shape), np.float32)
+        at = 0
+        for feature in self.features:
+            width = sum(feature.blocks)
+            feature.encode(columns[feature.name], x[:, at : at + width])
+            at += width
+        return x
+
+    def scaled_target(self, y: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """What a model learns of the numbers to predict [n]."""
+        values = y.astype(np.float64)
+        return ((signed_log(values) if self.target_log else values) - self.target_mean) / (
+            self.target_deviation
+        )
+
+    def target_values(self, outputs: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """The inverse: a model's outputs as values in the target's unit."""
+        values = outputs.astype(np.float64) * self.target_deviation + self.target_mean
+        if self.target_log:
+            with np.errstate(over="ignore"):  # infinite, and refused for it
+                values = np.sign(values) * np.expm1(np.abs(values))
+        return values
 
     def _image(self, x: npt.NDArray[np.generic]) -> Floats:
         scaled = np.empty((len(x), *self.input_shape), np.float32)
@@ -78,59 +108,80 @@ class Preprocess:
             scaled[part] = (images - self.tensors["mean"]) * self.tensors["scale"]
         return scaled
 
-    def _table(self, columns: Mapping[str, Any]) -> Floats:
-        n = len(next(iter(columns.values())))
-        features = np.zeros((n, *self.input_shape), np.float32)
-        at = number = 0
-        for column in self.columns:
-            if column.kind == "number":
-                values = np.asarray(columns[column.name], np.float64)
-                absent = ~np.isfinite(values)
-                if absent.any():
-                    if self.missing == "refuse":
-                        raise DataError(_missing_message(column.name, int(absent.sum()), n))
-                    values = np.where(absent, self.tensors["median"][number], values)
-                mean, scale = self.tensors["mean"][number], self.tensors["scale"][number]
-                # Too large for float32 becomes infinite, and the answer is refused for it.
-                with np.errstate(over="ignore"):
-                    features[:, at] = (values - mean) * scale
-                at, number = at + 1, number + 1
-            else:
-                known = np.asarray(column.categories, np.str_)
-                texts = np.asarray(columns[column.name]).astype(np.str_)
-                position = np.searchsorted(known, texts)
-                position[position == len(known)] = 0
-                rows = np.flatnonzero(known[position] == texts)  # an unseen value stays all zero
-                features[rows, at + position[rows]] = 1.0
-                at += len(known)
-        return features
-
     def save(self, folder: Path) -> None:
         """Write the files that `load` reads."""
+        tensors = dict(self.tensors)
+        described = []
+        for at, feature in enumerate(self.features):
+            fields = vars(feature) | {"kind": feature.kind}
+            if (knots := fields.pop("knots", None)) is not None:
+                tensors[f"{at}.knots"] = knots
+            described.append(fields)
         value = {
             "format": FORMAT,
-            "missing": self.missing,
             "columns": [asdict(c) for c in self.columns],
-            "target": {"mean": self.target_mean, "deviation": self.target_deviation},
+            "features": described,
+            "target": {
+                "mean": self.target_mean,
+                "deviation": self.target_deviation,
+                "log": self.target_log,
+            },
         }
         (folder / "preprocess.json").write_text(json.dumps(value, indent=1))
-        save_file(dict(self.tensors), folder / "preprocess.safetensors")
+        save_file(tensors, folder / "preprocess.safetensors")
         if self.tokenizer is not None:
             self.tokenizer.save(str(folder / TOKENIZER), pretty=False)
 
     @staticmethod
     def load(folder: Path) -> Preprocess:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, in this version or an earlier one."""
         value = json.loads((folder / "preprocess.json").read_text())
+        tensors = load_file(folder / "preprocess.safetensors")
+        columns = tuple(map(Column.from_json, value["columns"]))
+        if value["format"] == 1:
+            found = _features_of_format_1(columns, value["missing"], tensors)
+        else:
+            found = tuple(
+                _feature(fields, tensors.get(f"{at}.knots"))
+                for at, fields in enumerate(value["features"])
+            )
         tokenizer = folder / TOKENIZER
         return Preprocess(
-            columns=tuple(map(Column.from_json, value["columns"])),
-            missing=value["missing"],
-            tensors=load_file(folder / "preprocess.safetensors"),
+            columns=columns,
+            tensors={} if found else tensors,
+            features=found,
             target_mean=value["target"]["mean"],
             target_deviation=value["target"]["deviation"],
+            target_log=value["target"].get("log", False),
             tokenizer=Tokenizer.from_file(str(tokenizer)) if tokenizer.exists() else None,
         )
+
+
+def _feature(fields: dict[str, Any], knots: npt.NDArray[np.float64] | None) -> Feature:
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+        if name != "kind"
+    }
+    if knots is not None:
+        given["knots"] = knots
+    return features.KINDS[fields["kind"]](**given)
+
+
+def _features_of_format_1(
+    columns: tuple[Column, ...], missing: str, tensors: Mapping[str, npt.NDArray[np.float32]]
+) -> tuple[Feature, ...]:
+    found: list[Feature] = []
+    number = 0
+    for column in columns:
+        if column.kind == "category":
+            found.append(features.Category(name=column.name, categories=column.categories))
+        elif column.kind == "number":
+            median, mean, scale = (float(tensors[t][number]) for t in ("median", "mean", "scale"))
+            fill = median if missing == "median" else None
+            found.append(features.Number(name=column.name, fill=fill, mean=mean, scale=scale))
+            number += 1
+    return tuple(found)
 
 
 def fit_image(column: Column, x: npt.NDArray[np.generic], normalize: bool) -> Preprocess:
@@ -143,7 +194,7 @@ def fit_image(column: Column, x: npt.NDArray[np.generic], normalize: bool) -> Pr
     else:
         mean, deviation = np.zeros(channels), np.full(channels, column.high or 1.0)
     tensors = {"mean": mean.reshape(-1, 1, 1), "scale": _inverse(deviation).reshape(-1, 1, 1)}
-    return Preprocess(columns=(column,), missing="refuse", tensors=_as_float32(tensors))
+    return Preprocess(columns=(column,), tensors=_as_float32(tensors))
 
 
 def _deviation(images: npt.NDArray[Any], mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -167,52 +218,26 @@ def _parts(n: int) -> Iterator[slice]:
 
 
 def fit_table(
-    columns: tuple[Column, ...], values: Mapping[str, npt.NDArray[np.generic]], missing: str
+    columns: tuple[Column, ...],
+    values: Mapping[str, npt.NDArray[np.generic]],
+    settings: TablePreprocess,
 ) -> Preprocess:
-    """Categories of text columns; median, mean and deviation of numbers, from training rows.
-
-    Raises:
-        DataError: for missing numbers when ``missing`` is ``refuse``, or a column without any.
-    """
-    fitted, median, mean, deviation = [], [], [], []
-    for column in columns:
-        given = values[column.name]
-        if column.kind == "category":
-            known = tuple(str(v) for v in np.unique(given))
-            fitted.append(Column(name=column.name, kind="category", categories=known))
-            continue
-        numbers = given.astype(np.float64)
-        present = numbers[np.isfinite(numbers)]
-        if len(present) == 0:
-            raise DataError(f"column {column.name!r} has no numbers: data.drop: [{column.name}]")
-        if len(present) < len(numbers) and missing == "refuse":
-            raise DataError(
-                _missing_message(column.name, len(numbers) - len(present), len(numbers))
-            )
-        low, high = float(present.min()), float(present.max())
-        fitted.append(Column(name=column.name, kind="number", low=low, high=high))
-        median.append(np.median(present))
-        filled = np.where(np.isfinite(numbers), numbers, median[-1])
-        mean.append(filled.mean())
-        deviation.append(filled.std())
-    tensors = {
-        "median": np.array(median),
-        "mean": np.array(mean),
-        "scale": _inverse(np.array(deviation)),
-    }
-    return Preprocess(columns=tuple(fitted), missing=missing, tensors=_as_float32(tensors))
+    """See `features.fit`."""
+    fitted, found = features.fit(columns, values, settings)
+    return Preprocess(columns=fitted, features=found)
 
 
 def fit_text(column: Column, texts: npt.NDArray[Any], limits: TextPreprocess) -> Preprocess:
     """A tokenizer of the training texts [n]."""
     tokenizer = words.fit(texts.tolist(), limits.vocabulary, limits.length)
-    return Preprocess(columns=(column,), missing="refuse", tensors={}, tokenizer=tokenizer)
+    return Preprocess(columns=(column,), tokenizer=tokenizer)
 
 
-def fit_target(fitted: Preprocess, y: npt.NDArray[np.generic]) -> Preprocess:
-    """With mean and deviation of the training targets [n]."""
-    mean, deviation = float(y.mean()), float(y.std())
-    return replace(fitted, target_mean=mean, target_deviation=deviation or 1.0)
+def fit_target(fitted: Preprocess, y: npt.NDArray[Any], log: bool) -> Preprocess:
+    """With mean and deviation of the training targets [n], or of their logarithms."""
+    values = signed_log(y.astype(np.float64)) if log else y
+    mean, deviation = float(values.mean()), float(values.std())
+    return replace(fitted, target_mean=mean, target_deviation=deviation or 1.0, target_log=log)
 
 
 def _inverse(deviation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -221,10 +246,3 @@ def _inverse(deviation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _as_float32(tensors: dict[str, Any]) -> dict[str, npt.NDArray[np.float32]]:
     return {name: np.ascontiguousarray(t, dtype=np.float32) for name, t in tensors.items()}
-
-
-def _missing_message(name: str, absent: int, total: int) -> str:
-    return (
-        f"column {name!r} has no finite number in {absent} of {total} rows: fill or drop them, or "
-        "set data.preprocess.missing: median"
-    )

@@ -13,14 +13,19 @@ from typing import Any, Literal
 @dataclass(frozen=True, kw_only=True)
 class Column:
     name: str
-    kind: Literal["image", "number", "category", "text"]
+    kind: Literal["image", "number", "category", "date", "text"]
     shape: tuple[int, ...] = ()
     """Of one value: (height, width) or (height, width, channels) for an image, () otherwise."""
     resized: bool = False
     """Whether a picture of any size is scaled to the shape, as it was in training."""
     low: float | None = None
     high: float | None = None
-    """Smallest and largest value of the training split (of the format, for an image)."""
+    """Smallest and largest value of the training split (of the format, for an image); of a date,
+    in seconds since 1970."""
+    optional: bool = False
+    """Whether a number or a date may be missing. A category always may: it is the empty one."""
+    format: str = ""
+    """Of a date, see `dates`."""
     categories: tuple[str, ...] = ()
     """The values of a category seen in training, sorted."""
     longest: int | None = None

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Data, ImageData, TableData, TextData
-from lepton_ray.data import folders, words
+from lepton_ray.data import folders, tables, words
 from lepton_ray.data.frames import read_frame, sklearn_table
 from lepton_ray.data.schema import Column
 from lepton_ray.data.split import Labels
+from lepton_ray.data.tables import MAX_CATEGORIES
 from lepton_ray.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.generic]
 
-MAX_CATEGORIES = 1000
 IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
@@ -36,8 +36,8 @@ class Raw:
     """All samples as the source holds them, before any split."""
 
     columns: dict[str, Array]
-    """Column name -> values, [n, ...]; images uint8 or float32, numbers float64, categories
-    str, texts objects (an array of str would give each text the room of the longest)."""
+    """Column name -> values, [n, ...]; images uint8 or float32, numbers float64, categories and
+    dates str, texts objects (an array of str would give each text the room of the longest)."""
     kinds: tuple[Column, ...]
     """The columns' types; ranges and categories of tables are filled in from the training split."""
     labels: Labels
@@ -247,40 +247,19 @@ def _given_test(data: TableData | TextData, frame: pd.DataFrame) -> npt.NDArray[
 
 
 def _read_table(data: TableData) -> Raw:
-    import pandas as pd
-
     path = data.source
+    texts = [name for name, kind in data.types.items() if kind != "number"]
     frame = (
         sklearn_table(path.removeprefix("sklearn:"))
         if path.startswith("sklearn:")
-        else read_frame(Path(path))
+        else read_frame(Path(path), as_written=texts)
     )
     _check_columns(data, frame, [data.target, *data.drop])
-    labels = _targets(data, frame[data.target])
-    columns: dict[str, Array] = {}
-    kinds = []
-    for name in frame.columns:
-        if name in (data.target, data.split.column, *data.drop):
-            continue
-        values = frame[name]
-        if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
-            columns[name] = values.to_numpy(dtype=np.float64, na_value=np.nan)
-            kinds.append(Column(name=str(name), kind="number"))
-        else:
-            distinct = values.nunique()
-            if distinct > MAX_CATEGORIES:
-                raise DataError(
-                    f"{path}: column {name!r} has {distinct} distinct texts, which looks like an "
-                    f"id or free text: leave it out with data.drop: [{name}]"
-                )
-            columns[name] = values.fillna("").astype(str).to_numpy(dtype=np.str_)
-            kinds.append(Column(name=str(name), kind="category"))
-    if not kinds:
-        raise DataError(f"{path}: no feature columns are left beside {data.target!r}")
+    values, kinds = tables.columns(data, frame)
     return Raw(
-        columns=columns,
-        kinds=tuple(kinds),
-        labels=labels,
+        columns=values,
+        kinds=kinds,
+        labels=_targets(data, frame[data.target]),
         target=data.target,
         given_test=_given_test(data, frame),
     )

@@ -22,9 +22,18 @@ def divide(
     the labels are numbers.
 
     Raises:
-        DataError: when a split is empty or a label is missing from the training split.
+        DataError: when a split is empty, a label has one sample or is missing from the training
+            split.
     """
     numbers = labels.dtype.kind == "f"
+    if not numbers and split.test != "given":
+        found, counts = np.unique(labels, return_counts=True)
+        if counts.min(initial=2) < 2:
+            raise DataError(
+                f"label {str(found[counts.argmin()])!r} has one sample, and a class needs two, one "
+                f"to learn and one to test ({int((counts < 2).sum())} such labels): add samples of "
+                "it, or drop it"
+            )
     strata = np.zeros(len(labels)) if numbers else labels
     if split.test == "given":
         if given_test is None:

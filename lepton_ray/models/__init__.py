@@ -1,6 +1,7 @@
 """Models by name. A model is any function ``(input_shape, classes, **params) -> nn.Module``.
 
-One for texts also has the argument ``vocabulary``, which the data give and an experiment does not.
+Some have an argument that the data give and an experiment does not: ``vocabulary`` (how many words
+there are) of a model of texts, ``columns`` (which numbers belong together) of one of tables.
 A built-in one is a file here and a line in `BUILT_IN`; a person's own is
 ``package.module:function``.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lepton_ray.config.schema import Model
@@ -24,10 +25,14 @@ BUILT_IN = {
     "cnn": "lepton_ray.models.cnn:cnn",
     "linear": "lepton_ray.models.linear:linear",
     "mlp": "lepton_ray.models.mlp:mlp",
+    "resnet": "lepton_ray.models.resnet:resnet",
+    "table_resnet": "lepton_ray.models.table_resnet:table_resnet",
     "text_bag": "lepton_ray.models.text_bag:text_bag",
     "text_cnn": "lepton_ray.models.text_cnn:text_cnn",
 }
 VOCABULARY = "vocabulary"
+FACTS = {VOCABULARY: "texts", "columns": "tables"}
+"""What only the data can tell, and of which kind they are."""
 
 
 def find(name: str) -> Builder:
@@ -55,30 +60,39 @@ def parameters(name: str) -> dict[str, Any] | None:
     taken = list(inspect.signature(find(name)).parameters.values())[2:]
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return None
-    return {p.name: p.default for p in taken if p.name != VOCABULARY}
+    return {p.name: p.default for p in taken if p.name not in FACTS}
 
 
 def build(
-    model: Model, input_shape: tuple[int, ...], classes: int, vocabulary: int | None = None
+    model: Model,
+    input_shape: tuple[int, ...],
+    classes: int,
+    facts: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The module of a model section, on the CPU, in training mode.
 
     Args:
-        vocabulary: how many words there are, for texts only.
+        facts: what only the data can tell, see `FACTS`.
 
     Raises:
-        ExperimentError: for an unknown name or argument, a model that takes no texts or nothing
-            else, or when the function refuses its values.
+        ExperimentError: for an unknown name or argument, a model for other data, or when the
+            function refuses its values.
     """
     known = parameters(model.name)
-    given = {} if vocabulary is None else {VOCABULARY: vocabulary}
-    takes_texts = VOCABULARY in inspect.signature(find(model.name)).parameters
-    if takes_texts != bool(given) and not (given and known is None):
-        does = "takes texts only" if takes_texts else "takes no texts (it has no vocabulary)"
-        fit = [name for name in BUILT_IN if name.startswith("text_") == bool(given)]
-        raise ExperimentError(
-            "experiment", [f"model.name: {model.name} {does}: set one of {', '.join(fit)}"]
-        )
+    taken = inspect.signature(find(model.name)).parameters
+    # A model of texts cannot do without its words, so one that takes anything gets them unnamed.
+    given = {
+        name: value
+        for name, value in (facts or {}).items()
+        if name in taken or (known is None and name == VOCABULARY)
+    }
+    for name, kind in FACTS.items():
+        if name in taken and name not in given:
+            fit = [n for n in BUILT_IN if not FACTS.keys() & inspect.signature(find(n)).parameters]
+            raise _misfit(model.name, f"takes {kind} only", fit)
+    if VOCABULARY in (facts or {}) and VOCABULARY not in given:
+        fit = [n for n in BUILT_IN if VOCABULARY in inspect.signature(find(n)).parameters]
+        raise _misfit(model.name, "takes no texts (it has no vocabulary)", fit)
     if known is not None:
         problems = [
             f"model.{p}: {model.name} takes no {p!r}, {nearest(p, known)}"
@@ -91,3 +105,9 @@ def build(
         return find(model.name)(input_shape, classes, **given, **model.params)
     except (TypeError, ValueError) as error:
         raise ExperimentError("experiment", [f"model: {model.name}: {error}"]) from error
+
+
+def _misfit(name: str, does: str, fit: list[str]) -> ExperimentError:
+    return ExperimentError(
+        "experiment", [f"model.name: {name} {does}: set one of {', '.join(fit)}"]
+    )

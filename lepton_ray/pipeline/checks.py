@@ -10,6 +10,7 @@ import numpy.typing as npt
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import EndpointError
 from lepton_ray.serving.client import Client
+from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.training.tasks import task_of
 
@@ -31,15 +32,16 @@ def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
     return task.measure(probabilities, dataset.test.y)
 
 
-def check_endpoint(client: Client, runtime: Runtime, rows: list[dict[str, Any]]) -> int:
-    """Send rows over HTTP and compare with the same version in this process, bit for bit.
+def check_endpoint(client: Client, name: str, rows: list[dict[str, Any]]) -> int:
+    """Send rows over HTTP and compare with the version that answered in this process, bit for bit.
 
     Raises:
         EndpointError: for any answer that differs.
     """
+    answered = client.predict(rows)
+    runtime = load_model(f"{name}/{answered['version']}")
     expected = [answer.model_dump() for answer in runtime.predict(rows)]
-    answered = client.predict(rows)["predictions"]
-    for position, (ours, theirs) in enumerate(zip(expected, answered, strict=True)):
+    for position, (ours, theirs) in enumerate(zip(expected, answered["predictions"], strict=True)):
         if ours != theirs:
             raise EndpointError(
                 f"{client.url} answers row {position} with {theirs}, load_model with {ours}"

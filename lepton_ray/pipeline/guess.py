@@ -12,7 +12,8 @@ import numpy as np
 from lepton_ray.config.load import render_value
 from lepton_ray.config.schema import TextPreprocess, Train
 from lepton_ray.data.dataset import Dataset
-from lepton_ray.data.sources import MAX_CATEGORIES, Raw
+from lepton_ray.data.sources import Raw
+from lepton_ray.data.tables import MAX_CATEGORIES
 from lepton_ray.errors import DataError, nearest
 
 if TYPE_CHECKING:

@@ -2,28 +2,71 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from lepton_ray.config import load
+from lepton_ray.errors import InputError
 from lepton_ray.jobs import session
 from lepton_ray.jobs.watchers import Terminal
+from lepton_ray.pipeline import promotion
 from lepton_ray.serving import endpoint
 from lepton_ray.tracking import registry
 
 
 def serve_model(
-    reference: str, *, port: int | None, address: str | None, terminal: Terminal
+    reference: str,
+    *,
+    port: int | None,
+    address: str | None,
+    canary: str | None = None,
+    shadow: str | None = None,
+    detach: bool = False,
+    terminal: Terminal,
 ) -> dict[str, Any]:
-    """Serve a registered version until Ctrl-C, as its own experiment says."""
+    """Serve a registered version until Ctrl-C, as its own experiment says.
+
+    Args:
+        canary, shadow: see `promotion.canary` and `promotion.shadow`.
+        detach: leave it up on a cluster, and return.
+
+    Raises:
+        InputError: for a canary or shadow of another model or of an endpoint that does not follow
+            the champion, and to leave an endpoint on a Ray that ends with this command.
+    """
     version = registry.resolve(reference)
     settings = load(version.folder() / "experiment.yaml").serve
     if port is not None:
         settings = settings.model_copy(update={"port": port})
-    if session.is_embedded(address):
+    embedded = session.is_embedded(address)
+    if detach and embedded:
+        raise InputError("--detach leaves an endpoint on a cluster: name it with --address")
+    for option, tried in (("canary", canary), ("shadow", shadow)):
+        if tried and reference != f"{version.name}@champion":
+            raise InputError(f"--{option} is for endpoints of NAME@champion, but got {reference!r}")
+        if tried and re.split("[@/]", tried)[0] != version.name:
+            raise InputError(f"--{option} takes a version of {version.name}, but got {tried!r}")
+    if embedded:
         endpoint.check_port(settings.host, settings.port)
-    with session.session(address), endpoint.serving(reference, settings) as live:
+    if canary:
+        promotion.canary(canary, terminal)
+    if shadow:
+        promotion.shadow(shadow, terminal)
+    with session.session(address), endpoint.serving(reference, settings, stay=detach) as live:
         terminal.say(
             f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs"
         )
-        live.keep(terminal.say)
+        if not detach:
+            live.keep(terminal.say)
     return {"url": live.url, "name": version.name, "version": version.version}
+
+
+def stop_serving(name: str, *, address: str | None, terminal: Terminal) -> dict[str, Any]:
+    """End an endpoint that was left up on a cluster."""
+    if session.is_embedded(address):
+        raise InputError("--stop ends an endpoint on a cluster: name it with --address")
+    name = re.split("[@/]", name)[0]
+    with session.session(address):
+        endpoint.stop(name)
+    terminal.say(f"serve  the endpoint of {name} has ended")
+    return {"name": name}

@@ -1,4 +1,4 @@
-"""Which version is the champion: promoted through the gate, compared, rolled back."""
+"""Which version is the champion: promoted through the gate, tried, compared, rolled back."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 
 from lepton_ray import data
 from lepton_ray.config import load
-from lepton_ray.config.schema import Experiment
+from lepton_ray.config.schema import Canary, Experiment
 from lepton_ray.data.dataset import Dataset
-from lepton_ray.errors import GateError, ModelError
+from lepton_ray.errors import GateError, InputError, ModelError
 from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.pipeline.checks import score
 from lepton_ray.serving.runtime import Runtime
-from lepton_ray.tracking import gate, registry
+from lepton_ray.tracking import endpoints, gate, registry
+from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.gate import Check
 from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.training import baselines
@@ -41,26 +42,70 @@ def pass_gate(
         GateError: when a rule does not hold, with by how much; nothing is promoted.
         ModelError: when another promotion was quicker.
     """
-    rules = experiment.gate
-    rivals: dict[str, float | None] = {
-        rival: test[rival][rules.metric] for rival in rules.beats if rival in test
-    }
     champion = registry.find_champion(version.name)
     if champion is not None and champion.version == version.version:
         terminal.say(f"gate   {version.name}@champion is version {version.version} already")
         return {"promoted": True, "checks": []}
+    checks = check_gate(experiment, version, test, dataset, champion)
+    registry.promote(version, instead_of=champion.version if champion else None)
+    terminal.say(f"{_passed(checks)}: {version.name}@champion is version {version.version}")
+    return {"promoted": True, "checks": [asdict(check) for check in checks]}
+
+
+def check_gate(
+    experiment: Experiment,
+    version: ModelVersion,
+    test: dict[str, dict[str, float]],
+    dataset: Dataset,
+    champion: ModelVersion | None,
+) -> list[Check]:
+    """The checks of a version that passes its experiment's gate.
+
+    Raises:
+        GateError: when a rule does not hold, with by how much.
+    """
+    rules = experiment.gate
+    rivals: dict[str, float | None] = {
+        rival: test[rival][rules.metric] for rival in rules.beats if rival in test
+    }
     if "champion" in rules.beats and champion is not None:
         rivals["champion"] = score(Runtime.load(champion.folder()), dataset)[rules.metric]
     value = test["model"][rules.metric]
     checks = gate.decide(rules, value, rivals, DIRECTIONS[rules.metric])
     if not all(check.passed for check in checks):
         raise GateError(_missed(version, f"{rules.metric} {value:.4f}", checks))
-    registry.promote(version, instead_of=champion.version if champion else None)
+    return checks
+
+
+def try_canary(
+    experiment: Experiment,
+    version: ModelVersion,
+    test: dict[str, dict[str, float]],
+    dataset: Dataset,
+    share: float | None,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Try a version that passes its gate on a share of the champion's callers.
+
+    Args:
+        share: default as its experiment says.
+
+    Raises:
+        GateError, ModelError: see `check_gate` and `endpoints.start_canary`.
+    """
+    settings = experiment.serve.canary or Canary()
+    champion = registry.find_champion(version.name)
+    checks = check_gate(experiment, version, test, dataset, champion)
+    canary = endpoints.start_canary(version, share or settings.share, settings)
     terminal.say(
-        f"gate   passed ({'; '.join(c.rule for c in checks) or 'no rules'}): "
-        f"{version.name}@champion is version {version.version}"
+        f"{_passed(checks)}: {version.name}/{version.version} is tried on {canary.share:.0%} of "
+        f"callers beside version {canary.instead_of}, for {canary.minutes:g} minutes"
     )
-    return {"promoted": True, "checks": [asdict(check) for check in checks]}
+    return {
+        "promoted": False,
+        "canary": canary.to_json(),
+        "checks": [asdict(check) for check in checks],
+    }
 
 
 def promote(reference: str, terminal: Terminal) -> dict[str, Any]:
@@ -70,14 +115,78 @@ def promote(reference: str, terminal: Terminal) -> dict[str, Any]:
         GateError, ModelError: see `pass_gate`.
     """
     version = registry.resolve(reference)
+    done = pass_gate(*_measured(version), terminal)
+    return {"name": version.name, "version": version.version, **done}
+
+
+def canary(reference: str, terminal: Terminal) -> dict[str, Any]:
+    """Try ``NAME/8``, or ``NAME/8=10%`` for that share of callers; ``NAME`` ends what is tried.
+
+    Raises:
+        InputError: for a share that is none.
+        GateError, ModelError: see `try_canary`.
+    """
+    reference, _, share = reference.partition("=")
+    if "/" not in reference and "@" not in reference:
+        return _end_canary(reference, terminal)
+    version = registry.resolve(reference)
+    part = _share(share) if share else None
+    now = endpoints.tried(version.name).canary
+    if now is not None and now.version == version.version and part is not None:
+        made = endpoints.start_canary(version, part, Canary())  # it passed its gate before
+        terminal.say(f"{version.name}/{version.version} is tried on {made.share:.0%} of callers")
+        return {"name": version.name, "version": version.version, "canary": made.to_json()}
+    done = try_canary(*_measured(version), part, terminal)
+    return {"name": version.name, "version": version.version, **done}
+
+
+def shadow(reference: str, terminal: Terminal) -> dict[str, Any]:
+    """Send copies of the champion's traffic to ``NAME/9``; ``NAME`` ends that."""
+    if "/" not in reference and "@" not in reference:
+        endpoints.set_shadow(reference, None)
+        terminal.say(f"no version of {reference} gets copies of the traffic")
+        return {"name": reference, "version": None}
+    version = registry.resolve(reference)
+    endpoints.set_shadow(version.name, version.version)
+    terminal.say(f"{version.name}/{version.version} gets copies of the traffic")
+    return {"name": version.name, "version": version.version}
+
+
+def _end_canary(name: str, terminal: Terminal) -> dict[str, Any]:
+    now = endpoints.tried(name).canary
+    if now is None:
+        raise ModelError(f"no version of {name!r} is tried: see lepton-ray status {name}")
+    endpoints.end_canary(name, now, Decision("rollback", "it was ended by hand"))
+    terminal.say(f"{name}/{now.version} is not tried any more")
+    return {"name": name, "version": now.version}
+
+
+def _share(text: str) -> float:
+    """10% or 0.1.
+
+    Raises:
+        InputError: when it is not above 0 and at most 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise InputError(f"a canary's share must be like 10% or 0.1, but got {text!r}")
+    return share
+
+
+def _measured(
+    version: ModelVersion,
+) -> tuple[Experiment, ModelVersion, dict[str, dict[str, float]], Dataset]:
+    """A version with its experiment, and its scores and the baselines' on its data."""
     experiment = load(version.folder() / "experiment.yaml")
     dataset = _dataset_of(version, experiment)
     test = {
         "model": score(Runtime.load(version.folder()), dataset),
         **baselines.measure(dataset, experiment.train.seed),
     }
-    done = pass_gate(experiment, version, test, dataset, terminal)
-    return {"name": version.name, "version": version.version, **done}
+    return experiment, version, test, dataset
 
 
 def rollback(name: str, terminal: Terminal) -> dict[str, Any]:
@@ -139,6 +248,10 @@ def _dataset_of(version: ModelVersion, experiment: Experiment) -> Dataset:
             "fairly: train on the data as they are, with lepton-ray run"
         )
     return dataset
+
+
+def _passed(checks: list[Check]) -> str:
+    return f"gate   passed ({'; '.join(c.rule for c in checks) or 'no rules'})"
 
 
 def _missed(version: ModelVersion, value: str, checks: list[Check]) -> str:

@@ -31,7 +31,7 @@ def files(model: nn.Module, dataset: Dataset, *, examples: int) -> dict[str, byt
     """
     found = importances.measure(model, dataset)
     made = {IMPORTANCE: json.dumps(found, indent=1).encode()}
-    if dataset.schema.columns[0].kind in ("number", "category"):
+    if dataset.preprocess.features:
         mean = dataset.train.x.mean(axis=0, dtype=np.float64).astype(np.float32)
         made[BASELINE] = save({"mean": mean})
     if examples:

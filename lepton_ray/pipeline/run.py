@@ -29,9 +29,8 @@ from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
 from lepton_ray.pipeline import report
 from lepton_ray.pipeline.checks import check_endpoint, score
-from lepton_ray.pipeline.promotion import pass_gate
+from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
@@ -220,7 +219,7 @@ class Run:
             experiment.model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
@@ -271,9 +270,12 @@ class Run:
     def _gate(self, results: dict[str, Any]) -> dict[str, Any]:
         registered = results["register"]
         version = registry.resolve(f"{registered['name']}/{registered['version']}")
-        return pass_gate(
-            self._experiment, version, registered["test"], self._dataset, self._terminal
-        )
+        measured = (self._experiment, version, registered["test"], self._dataset)
+        champion = registry.find_champion(version.name)
+        tried = self._experiment.serve.canary is not None
+        if tried and champion is not None and champion.version != version.version:
+            return try_canary(*measured, None, self._terminal)
+        return pass_gate(*measured, self._terminal)
 
     def _serve(self, results: dict[str, Any]) -> dict[str, Any]:
         name = results["register"]["name"]
@@ -286,7 +288,7 @@ class Run:
             )
             rows = package.rows(self._dataset.schema, self._dataset.test_columns, CHECKED_ROWS)
             with live.client() as client:
-                checked = check_endpoint(client, load_model(reference), rows)
+                checked = check_endpoint(client, name, rows)
             self._terminal.say(
                 f"query  {checked} test samples over HTTP equal load_model({reference!r}).predict\n"
                 f"       {endpoint.curl(live, min(rows, key=lambda row: len(str(row))))}"

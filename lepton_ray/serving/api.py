@@ -48,20 +48,35 @@ class Predictor(Protocol):
     """What answers: a replica of an endpoint."""
 
     @property
-    def runtime(self) -> Runtime:
-        """The version that answers now."""
+    def answering(self) -> tuple[Runtime, ...]:
+        """The versions that answer now, the champion first."""
+
+    @property
+    def sticky(self) -> str:
+        """Header by which a caller stays with one version, or ""."""
 
     @property
     def problem(self) -> str:
         """What keeps it from following its alias, or ""."""
 
-    async def infer(self, columns: Columns) -> tuple[Runtime, Floats]:
-        """The version that answered, and [n, classes] probabilities or [n, 1] values."""
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of what is tried beside the champion."""
+
+    async def infer(
+        self, columns: Columns, caller: str, version: str | None = None
+    ) -> tuple[Runtime, Floats]:
+        """The version that answered, and [n, classes] probabilities or [n, 1] values.
+
+        Args:
+            caller: whoever is the same gets the same version.
+            version: the only one that may answer, where one was asked for.
+        """
 
     async def explain(
-        self, columns: Columns, method: str | None, target: str | None
-    ) -> tuple[Runtime, list[Explanation]]:
-        """The version that answers, and why it answers each row so.
+        self, runtime: Runtime, columns: Columns, method: str | None, target: str | None
+    ) -> list[Explanation]:
+        """Why a version, one of those that answer, answers each row so.
 
         Raises:
             InputError: for a method or class that it has not.
@@ -88,7 +103,8 @@ def build(
         keyring, log, echo: see `guard.Guard`.
         explain: whether it also says why.
     """
-    schema, name = predictor.runtime.schema, predictor.runtime.name
+    champion = predictor.answering[0]
+    schema, name = champion.schema, champion.name
     routes = _Routes(predictor, limits, keys=keyring is not None, explain=explain)
 
     @asynccontextmanager
@@ -132,19 +148,20 @@ class _Routes:
         self._keys = keys
         self._explain = explain
         self._limits = limits
-        self._schema = (
-            predictor.runtime.schema
-        )  # each version that is followed has the same columns
+        # Each version that is followed has the same columns.
+        self._schema = predictor.answering[0].schema
         self.bodies = Bodies(self._schema, limits)
 
     async def _infer(
-        self, request: Request, rows: list[Any]
+        self, request: Request, rows: list[Any], version: str | None = None
     ) -> tuple[Runtime, Floats, list[Answer] | list[Value]]:
         """The one way from rows to answers."""
         columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
-        runtime, found = await self._predictor.infer(columns)
-        answers = await bodies.aside(len(rows) * bodies.ROW, runtime.answers, found)
         exchange = exchange_of(request.scope)
+        sticky = self._predictor.sticky
+        caller = (sticky and request.headers.get(sticky)) or exchange.id
+        runtime, found = await self._predictor.infer(columns, caller, version)
+        answers = await bodies.aside(len(rows) * bodies.ROW, runtime.answers, found)
         exchange.rows, exchange.version = len(rows), runtime.version
         return runtime, found, answers
 
@@ -171,6 +188,7 @@ class _Routes:
         request: Request,
         method: Annotated[str | None, Query(description=", ".join(METHODS))] = None,
         target: Annotated[str | None, Query(description="A class; default the likeliest.")] = None,
+        version: Annotated[str | None, Query(description="Default the champion.")] = None,
     ) -> ExplainResponse:
         """Why each row is answered so: weights of columns, words or pixels."""
         async with self.bodies.read(request) as body:
@@ -180,8 +198,9 @@ class _Routes:
                 raise RefusedError(413, text)
             columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
         try:
-            check(self._schema, method, target)
-            runtime, found = await self._predictor.explain(columns, method, target)
+            runtime = self._served(self._predictor.answering[0].name, version)
+            check(runtime.schema, method, target)
+            found = await self._predictor.explain(runtime, columns, method, target)
         except RowsError:
             raise
         except InputError as error:
@@ -192,18 +211,26 @@ class _Routes:
 
     async def page(self) -> HttpResponse:
         """For a person in a browser."""
-        content, headers = page(self._predictor.runtime, keys=self._keys, explain=self._explain)
+        content, headers = page(
+            self._predictor.answering[0], keys=self._keys, explain=self._explain
+        )
         return HTMLResponse(content, headers=headers)
 
     async def page_model(self) -> dict[str, Any]:
         """What the page shows, where it takes a key to see it."""
-        return page_model(self._predictor.runtime, explain=self._explain)
+        return page_model(self._predictor.answering[0], explain=self._explain)
 
     async def health(self) -> dict[str, Any]:
-        """Which version answers, and what keeps it from following its alias, if anything."""
-        runtime, problem = self._predictor.runtime, self._predictor.problem
+        """Which version answers, what is tried beside it, and what keeps it from following."""
+        runtime, problem = self._predictor.answering[0], self._predictor.problem
         said = {"problem": problem} if problem else {}
-        return {"status": "ok", "model": runtime.name, "version": runtime.version, **said}
+        return {
+            "status": "ok",
+            "model": runtime.name,
+            "version": runtime.version,
+            **self._predictor.state,
+            **said,
+        }
 
     async def metrics(self) -> HttpResponse:
         """What all replicas have counted, for Prometheus."""
@@ -231,7 +258,7 @@ class _Routes:
         runtime = self._served(model, version)
         return {
             "name": runtime.name,
-            "versions": [str(runtime.version)],
+            "versions": [str(answering.version) for answering in self._predictor.answering],
             "platform": "onnx_onnxv1",
             "inputs": tensors.inputs_of(runtime.schema),
             "outputs": tensors.outputs_of(runtime.schema),
@@ -256,7 +283,7 @@ class _Routes:
             if count == 0:
                 raise RefusedError(422, "inputs must have at least one row, but have none")
             rows = tensors.rows_of(self._schema, asked.inputs)
-            runtime, found, answers = await self._infer(request, rows)
+            runtime, found, answers = await self._infer(request, rows, version)
         if version is not None and version != str(
             runtime.version
         ):  # another one took over meanwhile
@@ -272,12 +299,13 @@ class _Routes:
     def _served(self, model: str, version: str | None) -> Runtime:
         """
         Raises:
-            RefusedError: 404 for another model or version than the one that answers.
+            RefusedError: 404 for another model or version than those that answer.
         """
-        runtime = self._predictor.runtime
-        if model != runtime.name or version not in (None, str(runtime.version)):
-            raise _unknown(model, version, runtime)
-        return runtime
+        answering = self._predictor.answering
+        for runtime in answering:
+            if model == runtime.name and version in (None, str(runtime.version)):
+                return runtime
+        raise _unknown(model, version, answering[0])
 
 
 async def _refuse(request: Request, error: Exception) -> HttpResponse:

@@ -6,12 +6,11 @@ No ``from __future__ import annotations`` here: Serve inspects the class.
 import asyncio
 import logging
 import tempfile
+import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
@@ -21,20 +20,23 @@ from ray.serve.exceptions import BackPressureError
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import InputError, LeptonRayError
-from lepton_ray.serving import api
+from lepton_ray.serving import api, drift
+from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.explain import deployment as explaining
 from lepton_ray.serving.explain.answers import Explanation
-from lepton_ray.serving.follower import Files, Present, write_files
+from lepton_ray.serving.follower import Files, Present, Told, write_files
 from lepton_ray.serving.guard import OVERLOADED_S, log_access, needs_keys
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.refusals import RefusedError
 from lepton_ray.serving.requests import Columns
 from lepton_ray.serving.runtime import Floats, Runtime
+from lepton_ray.serving.versions import Versions
 
 logger = logging.getLogger("ray.serve")
 
 ASK_S = 1.0  # between two looks for a new version
+DRIFT_S = 0.1  # between two looks at inputs: a sample is enough, and costs nothing under load
 EXPLAINED_S = 5.0  # after which a client whose question found no room may come again
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
@@ -89,17 +91,16 @@ class Endpoint:
         self._counts = Metrics()
         self._keyring = Keyring(()) if needs_keys(config.host, config.keys) else None
         self._problem = ""
-        present = await self._ask()
-        self._runtime, self._files = await self._load(present), present.files
-        self._counts.serves(name, self._runtime.version)
-        self._batched = serve.batch(
-            max_batch_size=config.batch.max,
-            batch_wait_timeout_s=config.batch.wait_ms / 1000,
-            batch_size_fn=_rows_of,
-        )(self._answer_batch)
-        # One thread: the forward pass stays off the event loop, which answers health checks.
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._following = asyncio.create_task(self._follow())
+        self._refused: dict[int, str] = {}
+        self._state: dict[str, Any] = {}
+        self._looked_s = 0.0  # at inputs
+        self._files: dict[int, Any] = {}  # references to those of the versions that are held
+        present = await self._ask(Told({}, "", {}, {}))
+        champion = await self._batcher(present, present.version)
+        self._versions = Versions(champion)
+        self._held = {present.version: champion}
+        self._counts.serves(name, present.version)
+        self._following = asyncio.create_task(self._follow(present))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for it here, in the replica, when ``__init__`` is done."""
@@ -114,43 +115,42 @@ class Endpoint:
         )
 
     @property
-    def runtime(self) -> Runtime:
-        """The version that answers now."""
-        return self._runtime
+    def answering(self) -> tuple[Runtime, ...]:
+        """The versions that answer now, the champion first."""
+        return self._versions.answering
+
+    @property
+    def sticky(self) -> str:
+        """Header by which a caller stays with one version, or ""."""
+        return self._versions.sticky
 
     @property
     def problem(self) -> str:
         """What keeps it from following its alias, or ""."""
         return self._problem
 
-    async def infer(self, columns: Columns) -> tuple[Runtime, Floats]:
-        """The version that answered, and [n, classes] probabilities or [n, 1] values.
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of what is tried beside the champion."""
+        return self._state
 
-        More rows than a batch holds go through the model in parts, between which others have their
-        turn; all by the version that was there at the first.
-        """
-        rows, most = _length(columns), self._config.batch.max
-        if rows <= most:
-            answered: tuple[Runtime, Floats] = await self._batched(columns)
-            return answered
-        runtime = self._runtime
-        loop = asyncio.get_running_loop()
-        parts = []
-        for at in range(0, rows, most):
-            part = {name: values[at : at + most] for name, values in columns.items()}
-            parts.append(await loop.run_in_executor(self._thread, runtime.forward, part))
-        return runtime, np.concatenate(parts)
+    async def infer(
+        self, columns: Columns, caller: str, version: str | None = None
+    ) -> tuple[Runtime, Floats]:
+        """See `Versions.infer`."""
+        runtime, found = await self._versions.infer(columns, caller, version)
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= DRIFT_S:
+            self._looked_s = now_s
+            for column, values, strange in drift.strange(runtime.schema, columns):
+                self._counts.compared(runtime.version, column, values, strange)
+        return runtime, found
 
     async def explain(
-        self, columns: Columns, method: str | None, target: str | None
-    ) -> tuple[Runtime, list[Explanation]]:
-        """The version that answers, and why it answers each row so.
-
-        Raises:
-            InputError: see `explainer.Explainer.explain`.
-            RefusedError: 429 when too many are waiting.
-        """
-        runtime, files = self._runtime, self._files
+        self, runtime: Runtime, columns: Columns, method: str | None, target: str | None
+    ) -> list[Explanation]:
+        """Why a version answers each row so; see `api.Predictor`."""
+        files = self._files[runtime.version]
         try:
             found: list[Explanation] = await self._explaining.explain.remote(
                 runtime.version, [files], columns, method, target
@@ -162,7 +162,7 @@ class Endpoint:
             if isinstance(error.cause, InputError):
                 raise error.cause from None
             raise
-        return runtime, found
+        return found
 
     async def totals(self) -> Snapshot:
         """What all replicas have counted.
@@ -181,52 +181,91 @@ class Endpoint:
             raise RefusedError(503, text, retry_after_s=TOTALS_S) from None
         return found
 
-    async def _ask(self) -> Present:
-        present: Present = await self._follower.present.remote(self._id, self._counts.snapshot())
+    async def _ask(self, told: Told) -> Present:
+        present: Present = await self._follower.present.remote(self._id, told)
         if self._keyring is not None:
             self._keyring.replace(present.keys, replicas=present.replicas)
         return present
 
-    async def _load(self, present: Present) -> Runtime:
-        return await asyncio.to_thread(_load, await present.files, self._name, present.version)
+    async def _batcher(self, present: Present, version: int) -> Batcher:
+        self._files[version] = present.files[version]
+        files = await present.files[version]
+        runtime = await asyncio.to_thread(_load, files, self._name, version)
+        batch = self._config.batch
+        return Batcher(runtime, rows=batch.max, wait_s=batch.wait_ms / 1000)
 
-    async def _follow(self) -> None:
-        """Change to each version that is named anew; requests go on meanwhile."""
-        refused: dict[int, str] = {}
+    async def _follow(self, present: Present) -> None:
+        """Change to what is named anew; requests go on meanwhile."""
         while True:
-            await asyncio.sleep(ASK_S)
-            schema = self._runtime.schema
             try:
-                present = await self._ask()
-                self._problem = present.problem or refused.get(present.version, "")
-                if present.version == self._runtime.version or present.version in refused:
-                    continue
-                new = await self._load(present)
+                await self._change(present)
+                await asyncio.sleep(ASK_S)
+                attempt, tally = self._versions.take()
+                told = Told(self._counts.snapshot(), attempt, tally, dict(self._refused))
+                try:
+                    present = await self._ask(told)
+                except BaseException:
+                    self._versions.give_back(attempt, tally)
+                    raise
             except (RayError, LeptonRayError) as error:
                 # What went wrong names files and holds traces: it is for the log.
                 logger.warning("cannot follow: %s", error)
                 self._problem = f"cannot follow, see the log: {type(error).__name__}"
-                continue
-            if (new.schema.classes, _types(new.schema)) != (schema.classes, _types(schema)):
-                refused[present.version] = (
-                    f"version {present.version} takes other columns or answers other classes: "
-                    "start its endpoint anew"
-                )
-                self._problem = refused[present.version]
-                continue
-            self._runtime, self._files = new, present.files
-            self._counts.serves(self._name, new.version)
 
-    async def _answer_batch(self, requests: list[Columns]) -> list[Any]:
-        """For each request the runtime that answers, and its part of the answers."""
-        runtime = self._runtime
-        merged = {
-            name: np.concatenate([columns[name] for columns in requests]) for name in requests[0]
-        }
-        loop = asyncio.get_running_loop()
-        whole = await loop.run_in_executor(self._thread, runtime.predict_columns, merged)
-        ends = np.cumsum([_length(columns) for columns in requests])[:-1]
-        return [(runtime, part) for part in np.split(whole, ends)]
+    async def _change(self, present: Present) -> None:
+        """Hold the versions that are named, and answer with those that take the same requests."""
+        canary, shadow = present.canary, present.shadow
+        named = [present.version, canary and canary.version, shadow]
+        for version in named:
+            if version and version not in self._held and version not in self._refused:
+                await self._hold(present, version)
+        self._problem = present.problem or "; ".join(
+            self._refused[v] for v in dict.fromkeys(named) if v in self._refused
+        )
+        self._state = present.state
+        before = self._versions.champion
+        champion = self._held.get(present.version, before)
+        tried = self._held.get(canary.version) if canary else None
+        copied = self._held.get(shadow) if shadow else None
+        if tried is champion or copied is champion:  # promoted, before what is tried was ended
+            tried = None if tried is champion else tried
+            copied = None if copied is champion else copied
+        self._versions.change(
+            champion,
+            (canary, tried) if canary and tried else None,
+            copied.runtime if copied else None,
+        )
+        if champion is not before:
+            self._counts.serves(self._name, champion.runtime.version)
+        kept = {champion.runtime.version, *named}
+        for version in [v for v in self._held if v not in kept]:
+            self._held.pop(version).close()
+        self._files = {v: files for v, files in self._files.items() if v in self._held}
+        self._refused = {v: text for v, text in self._refused.items() if v in kept}
+
+    async def _hold(self, present: Present, version: int) -> None:
+        """Load a version, if it takes the columns and answers the classes that this endpoint has.
+
+        Raises:
+            RayError: when its files cannot be had now.
+        """
+        schema = self._versions.champion.runtime.schema
+        try:
+            made = await self._batcher(present, version)
+        except LeptonRayError as error:
+            logger.warning("version %s cannot be loaded: %s", version, error)
+            text = f"version {version} cannot be loaded, see the log"
+            self._refused[version] = f"{text}: {type(error).__name__}"
+            return
+        theirs = made.runtime.schema
+        if (theirs.classes, _types(theirs)) == (schema.classes, _types(schema)):
+            self._held[version] = made
+            return
+        made.close()
+        self._refused[version] = (
+            f"version {version} takes other columns or answers other classes: "
+            "start its endpoint anew"
+        )
 
 
 def _load(files: Files, name: str, version: int) -> Runtime:
@@ -244,13 +283,4 @@ def _load(files: Files, name: str, version: int) -> Runtime:
 
 def _types(schema: Schema) -> list[tuple[Any, ...]]:
     """What a request's columns must be; ranges and categories may differ between versions."""
-    return [(c.name, c.kind, c.shape, c.longest) for c in schema.columns]
-
-
-def _length(columns: Columns) -> int:
-    return len(next(iter(columns.values())))
-
-
-def _rows_of(requests: list[Any]) -> int:
-    """A request counts as many as its rows, so that a batch is bounded in rows."""
-    return sum(_length(columns) for columns in requests)
+    return [(c.name, c.kind, c.shape, c.longest, c.optional, c.format) for c in schema.columns]

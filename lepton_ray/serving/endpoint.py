@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
@@ -23,7 +22,7 @@ from lepton_ray.serving.app import application
 from lepton_ray.serving.client import Client
 from lepton_ray.serving.follower import KeySource
 from lepton_ray.serving.guard import needs_keys
-from lepton_ray.tracking import registry
+from lepton_ray.tracking import endpoints, registry
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,11 @@ def check_port(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def serving(reference: str, config: Serve) -> Iterator[Live]:
+def serving(reference: str, config: Serve, *, stay: bool = False) -> Iterator[Live]:
     """What a reference names, over HTTP, for the time of the block; an alias is followed.
+
+    Args:
+        stay: leave it up after the block, where no error ended that.
 
     Raises:
         ServingError: when the port is taken, or keys are needed and there are none.
@@ -81,7 +83,9 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
             f"Serve on this cluster listens at {listening.host}:{listening.port} already, and "
             f"cannot at {config.host}:{config.port} too: set serve.host and serve.port to those"
         )
-    following, files = follower.start(reference, version, source)
+    url = f"http://{_reachable(config.host)}:{config.port}"
+    following, endpoint = follower.start(reference, version.name, url, source)
+    ended = False
     try:
         try:
             serve.run(
@@ -93,11 +97,31 @@ def serving(reference: str, config: Serve) -> Iterator[Live]:
             )
         except RuntimeError as error:
             raise EndpointError(f"{reference} did not start: {error}") from error
-        yield Live(f"http://{_reachable(config.host)}:{config.port}", key)
+        yield Live(url, key)
+        ended = not stay
+    except BaseException:
+        ended = True
+        raise
     finally:
-        serve.delete(version.name)
-        ray.kill(following)
-        del files
+        if ended:
+            serve.delete(version.name)
+            follower.stop(version.name)
+            endpoints.withdraw(version.name, endpoint)
+
+
+def stop(name: str) -> None:
+    """End the endpoint of a model that was left up on this cluster.
+
+    Raises:
+        ServingError: when there is none.
+    """
+    if name not in serve.status().applications:
+        raise ServingError(f"no endpoint of {name!r} on this cluster: see lepton-ray status")
+    serve.delete(name)
+    endpoint = follower.endpoint_id(name)
+    follower.stop(name)
+    if endpoint is not None:
+        endpoints.withdraw(name, endpoint)
 
 
 def _keys(config: Serve) -> tuple[KeySource | None, str | None]:

@@ -2,30 +2,40 @@
 
 One actor asks the registry and reads the file of keys; replicas ask the actor, and get a version's
 files as bytes, so that they need neither MLflow nor a file system in common. When they ask, they
-tell what they have counted (see `metrics`).
+tell what they have counted (see `metrics`). It also decides what becomes of a canary.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from mlflow.exceptions import MlflowException
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.errors import LeptonRayError, ServingError
 from lepton_ray.serving import keys, metrics
 from lepton_ray.serving.keys import Key
 from lepton_ray.serving.metrics import Snapshot
-from lepton_ray.tracking import registry, store
+from lepton_ray.tracking import endpoints, registry, store
+from lepton_ray.tracking.canary import Canary, Tally, add, decide
+from lepton_ray.tracking.endpoints import Report, Tried
 
 logger = logging.getLogger(__name__)
 
+NAMESPACE = "lepton_ray"
 LOOK_S = 2.0  # between two looks at the registry
+REPORT_S = 4.0  # between two reports into it; a crash loses what was counted since the last
+STOP_S = 10.0
 
 GONE_S = 10.0  # a replica that has not asked for so long has ended, as far as anyone can see
 FORGET_S = 600.0  # after which it cannot come back, and its counts go into one sum with the others
@@ -50,16 +60,33 @@ class KeySource:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a replica has to say."""
+
+    counted: Snapshot
+    attempt: str
+    tally: Tally
+    """Since the last time."""
+    refused: dict[int, str]
+    """Version -> why this replica does not answer with it."""
+
+
+@dataclass(frozen=True)
 class Present:
     """What a replica must know."""
 
     version: int
-    files: ray.ObjectRef[Files]
+    canary: Canary | None
+    shadow: int | None
+    files: dict[int, ray.ObjectRef[Files]]
+    """Of these versions."""
     keys: tuple[Key, ...]
     replicas: int
     """That have asked lately, at least 1."""
     problem: str
-    """With the keys, or ""."""
+    """With the keys or the registry, or ""."""
+    state: dict[str, Any]
+    """Of what is tried, for ``/health``."""
 
 
 class Board:
@@ -97,45 +124,138 @@ class Board:
 class Follower:
     """Follows ``name@alias``; ``name/version`` never changes.
 
+    It goes on when the command that started it has gone, and after a crash: all that it must know
+    then is in the registry.
+
     Args:
-        version, files: what the reference named when the endpoint was asked for; the files as a
-            reference in a list.
+        endpoint: an id, under which it reports.
         key_source: None where no keys are needed.
     """
 
     def __init__(
-        self,
-        reference: str,
-        version: int,
-        files: list[ray.ObjectRef[Files]],
-        key_source: KeySource | None = None,
+        self, reference: str, endpoint: str, url: str, key_source: KeySource | None = None
     ) -> None:
         self._reference = reference
-        self._version = version
-        (self._files,) = files
+        self._name = re.split("[@/]", reference)[0]
+        self._endpoint = endpoint
+        self._url = url
         self._key_source = key_source
         self._keys: tuple[Key, ...] = ()
         self._problem = ""
         self._board = Board()
+        self._version = 0
+        self._tried = Tried()
+        self._files: dict[int, ray.ObjectRef[Files]] = {}
+        self._attempt = ""
+        self._tally: Tally = {}
+        self._refused: dict[int, str] = {}
+        self._decision = ""
+        self._reported_s = 0.0
+        self._looked: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
-        self._read_keys()
+
+    async def present(self, replica: str, told: Told) -> Present:
+        """What is so now, for a replica that tells what it has counted.
+
+        Raises:
+            LeptonRayError: when the registry cannot be read at the first look.
+        """
+        await self._start()
+        now_s = time.monotonic()
+        self._board.note(replica, told.counted, now_s)
+        if told.attempt == self._attempt:
+            self._tally = add([self._tally, told.tally])
+        self._refused |= told.refused
+        return Present(
+            self._version,
+            self._tried.canary,
+            self._tried.shadow,
+            dict(self._files),
+            self._keys,
+            self._board.replicas(now_s),
+            self._problem,
+            self._state(),
+        )
+
+    async def id(self) -> str:
+        """Under which it reports."""
+        return self._endpoint
+
+    async def totals(self, replica: str, counted: Snapshot) -> Snapshot:
+        """What all replicas have counted; the one that asks tells its own first."""
+        now_s = time.monotonic()
+        self._board.note(replica, counted, now_s)
+        return {**self._board.totals(now_s), **metrics.of_tally(self._tally)}
+
+    async def _start(self) -> None:
+        """Look once, then go on looking; at the first call, or a restart's."""
+        if self._following is not None:
+            return
+        if self._looked is None or (self._looked.done() and self._looked.exception()):
+            self._looked = asyncio.create_task(self._look())
+        await self._looked
+        self._following = self._following or asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            self._read_keys()
-            if "@" not in self._reference:
-                continue
             try:
-                await asyncio.to_thread(self._look)
-            except (LeptonRayError, OSError) as error:  # the registry may be back at the next look
+                await self._look()
+            except (LeptonRayError, MlflowException, OSError) as error:  # it may be back next time
                 logger.warning("cannot follow %s: %s", self._reference, error)
 
-    def _look(self) -> None:
-        found = registry.resolve(self._reference)
-        if found.version != self._version:
-            files = ray.put(read_files(found.folder()))
-            self._files, self._version = files, found.version
+    async def _look(self) -> None:
+        self._read_keys()
+        version, tried, files = await asyncio.to_thread(self._find)
+        attempt = tried.canary.id if tried.canary else ""
+        if attempt != self._attempt:
+            self._refused, self._decision = {}, ""
+            self._tally = await asyncio.to_thread(self._tally_before, attempt)
+        self._version, self._tried, self._files = version, tried, files
+        self._attempt = attempt
+        if tried.canary is not None:
+            await self._decide(tried.canary)
+        if time.monotonic() - self._reported_s >= REPORT_S:
+            await asyncio.to_thread(endpoints.report, self._name, self._report())
+            self._reported_s = time.monotonic()
+
+    def _find(self) -> tuple[int, Tried, dict[int, ray.ObjectRef[Files]]]:
+        """What the registry says: the version, what is tried, and the files of all of them."""
+        found = self._version
+        if not found or "@" in self._reference:
+            found = registry.resolve(self._reference).version
+        follows = self._reference == f"{self._name}@champion"
+        tried = endpoints.tried(self._name) if follows else Tried()
+        canary = tried.canary.version if tried.canary else None
+        files: dict[int, ray.ObjectRef[Files]] = {}
+        for version in (found, canary, tried.shadow):
+            if version is None or version in files:
+                continue
+            held = self._files.get(version)
+            if held is None:
+                folder = registry.resolve(f"{self._name}/{version}").folder()
+                held = ray.put(read_files(folder))
+            files[version] = held
+        return found, tried, files
+
+    def _tally_before(self, attempt: str) -> Tally:
+        """What was counted before this process was there."""
+        for report in endpoints.reports(self._name):
+            if report.id == self._endpoint and attempt and report.canary == attempt:
+                return report.tally
+        return {}
+
+    async def _decide(self, canary: Canary) -> None:
+        refused = self._refused.get(canary.version, "")
+        decision = decide(canary, self._tally, self._version, time.time(), refused)
+        self._decision = decision.reason
+        if decision.what == "wait":
+            return
+        # With what it was decided on, for whoever asks later.
+        await asyncio.to_thread(endpoints.report, self._name, self._report())
+        if await asyncio.to_thread(endpoints.end_canary, self._name, canary, decision):
+            text = "canary %s/%s: %s, %s"
+            logger.warning(text, self._name, canary.version, decision.what, decision.reason)
 
     def _read_keys(self) -> None:
         if self._key_source is None:
@@ -146,44 +266,84 @@ class Follower:
             logger.warning("no key is accepted: %s", error)
             self._keys, self._problem = (), "the key file cannot be read: no key is accepted"
 
-    async def present(self, replica: str, counted: Snapshot) -> Present:
-        """What is so now, for a replica that tells what it has counted."""
-        if self._following is None:  # at the first call, or a restart's
-            self._following = asyncio.create_task(self._follow())
+    def _report(self) -> Report:
         now_s = time.monotonic()
-        self._board.note(replica, counted, now_s)
-        replicas = self._board.replicas(now_s)
-        return Present(self._version, self._files, self._keys, replicas, self._problem)
+        return Report(
+            id=self._endpoint,
+            url=self._url,
+            reference=self._reference,
+            version=self._version,
+            replicas=self._board.replicas(now_s),
+            seen_s=time.time(),
+            canary=self._attempt,
+            tally=self._tally,
+            decision=self._decision,
+            problem=self._problem or "; ".join(self._refused.values()),
+            drift=metrics.drift(self._board.totals(now_s), self._version),
+        )
 
-    async def totals(self, replica: str, counted: Snapshot) -> Snapshot:
-        """What all replicas have counted; the one that asks tells its own first."""
-        now_s = time.monotonic()
-        self._board.note(replica, counted, now_s)
-        return self._board.totals(now_s)
+    def _state(self) -> dict[str, Any]:
+        canary, shadow = self._tried.canary, self._tried.shadow
+        said: dict[str, Any] = {}
+        if canary is not None:
+            said["canary"] = {
+                "version": canary.version,
+                "share": canary.share,
+                "decision": self._decision,
+            }
+        if shadow is not None:
+            said["shadow"] = {"version": shadow}
+        if said:
+            said["versions"] = {str(v): c.summary() for v, c in sorted(self._tally.items())}
+        return said
 
 
-def start(
-    reference: str, version: registry.ModelVersion, key_source: KeySource | None
-) -> tuple[Any, ray.ObjectRef[Files]]:
-    """A follower on this node, where the registry can be reached.
+def start(reference: str, name: str, url: str, key_source: KeySource | None) -> tuple[Any, str]:
+    """A follower on this node, where the registry can be reached, that outlives this process.
 
     Returns:
-        Its handle, which keeps it alive, and the files, which are to be kept as long: when it is
-        restarted it begins with them again.
+        Its handle and the id under which it reports.
     """
     here = ray.get_runtime_context().get_node_id()
-    files = ray.put(read_files(version.folder()))
+    endpoint = uuid.uuid4().hex[:12]
+    stop(name)
     actor = (
         ray.remote(Follower)
         .options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
             num_cpus=0,
             max_restarts=-1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
             runtime_env={"env_vars": {"MLFLOW_TRACKING_URI": store.absolute_uri()}},
         )
-        .remote(reference, version.version, [files], key_source)
+        .remote(reference, endpoint, url, key_source)
     )
-    return actor, files
+    return actor, endpoint
+
+
+def endpoint_id(name: str) -> str | None:
+    """Of a model's endpoint on this cluster, if it has a follower."""
+    try:
+        actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+        return str(ray.get(actor.id.remote(), timeout=STOP_S))
+    except (ValueError, RayError, TimeoutError):
+        return None
+
+
+def stop(name: str) -> None:
+    """End the follower of a model's endpoint on this cluster, if there is one."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+    # Its name is free when it is gone, which is some milliseconds later.
+    end = time.monotonic() + STOP_S
+    while time.monotonic() < end:
+        try:
+            ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(0.05)
 
 
 def read_files(folder: Path) -> Files:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lepton_ray.errors import ModelError
 
-FORMAT = 1
+FORMAT = 2  # raised with what a version holds; every earlier one can still be read
 NAME = "manifest.json"
 
 

@@ -18,8 +18,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
+from lepton_ray.tracking.canary import Tally
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+DRIFTS = 10  # columns that are told
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -60,6 +64,18 @@ class Metrics:
             "lepton_ray_failures", "Requests that ended in an unexpected error (500).", registry=at
         )
         self.in_flight = Gauge("lepton_ray_in_flight", "Requests in the replicas now.", registry=at)
+        self._inputs = Counter(
+            "lepton_ray_inputs",
+            "Values of a column that were compared with the training data; of a sample.",
+            ["version", "column"],
+            registry=at,
+        )
+        self._strange = Counter(
+            "lepton_ray_inputs_strange",
+            "Of these, numbers out of the training data's range and categories not seen in them.",
+            ["version", "column"],
+            registry=at,
+        )
         self._info = Gauge(
             "lepton_ray_model_info",
             "Replicas that answer with this version.",
@@ -81,6 +97,11 @@ class Metrics:
             self._rows.labels(of).inc(rows)
         if status == 500:
             self._failures.inc()
+
+    def compared(self, version: int, column: str, values: int, strange: int) -> None:
+        """Count a column's values that were compared with the training data."""
+        self._inputs.labels(str(version), column).inc(values)
+        self._strange.labels(str(version), column).inc(strange)
 
     def snapshot(self) -> Snapshot:
         """All values now."""
@@ -112,6 +133,38 @@ def total(snapshots: Iterable[Snapshot]) -> Snapshot:
 def without_gauges(snapshot: Snapshot) -> Snapshot:
     """What stays of a replica that is gone: nothing is in flight there."""
     return {name: family for name, family in snapshot.items() if family.kind != "gauge"}
+
+
+def drift(snapshot: Snapshot, version: int) -> dict[str, tuple[int, int]]:
+    """Column -> values compared with a version's training data, and how many of them were strange;
+    the strangest columns only.
+    """
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(("lepton_ray_inputs", "lepton_ray_inputs_strange")):
+        for (_, labels), value in snapshot.get(name, Family("", "")).samples.items():
+            said = dict(labels)
+            if said["version"] == str(version):
+                found.setdefault(said["column"], [0, 0])[place] = int(value)
+    ranked = sorted(found.items(), key=lambda item: -item[1][1] / max(1, item[1][0]))
+    return {column: (values, strange) for column, (values, strange) in ranked[:DRIFTS] if strange}
+
+
+def of_tally(tally: Tally) -> Snapshot:
+    """What is counted of the versions of a canary and a shadow."""
+    helps = {
+        "requests": "Requests of a version that is tried, or is compared with one, since it is.",
+        "errors": "Of these, requests that the version failed at and the champion did not.",
+        "compared": "Rows that a version and the champion both answered.",
+        "agreed": "Of these, rows with the same label, or a value that is near.",
+        "dropped": "Copies of requests that were not made, because there was no time.",
+    }
+    found: Snapshot = {}
+    for name, text in helps.items() if tally else ():
+        full = f"lepton_ray_tried_{name}"
+        found[full] = Family("gauge", text)
+        for version, counts in tally.items():
+            found[full].samples[(full, (("version", str(version)),))] = getattr(counts, name)
+    return found
 
 
 def page(snapshot: Snapshot) -> bytes:

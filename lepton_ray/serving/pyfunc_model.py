@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _flat(answer: Answer | Value) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | list):
         return [_plain(v) for v in value]
-    return value
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
 
 mlflow.models.set_model(VersionModel())

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from lepton_ray.data import words
+from lepton_ray.data import dates, words
 from lepton_ray.data.schema import Column, Schema
 from lepton_ray.errors import InputError
 
@@ -112,13 +112,23 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
         "image": _image_problem,
         "number": _number_problem,
         "category": _category_problem,
+        "date": _date_problem,
         "text": _text_problem,
     }
     rule = checks[column.kind](column, value)
     if rule:
         problems.append(Problem(position, column.name, rule, _shown(value)))
         return None
-    return np.asarray(value, np.float32) if column.kind == "image" else value
+    if column.kind == "image":
+        return np.asarray(value, np.float32)
+    if _is_missing(value):
+        return math.nan if column.kind == "number" else ""
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    """Nothing, as JSON and Arrow say it, or as pandas does."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _image_problem(column: Column, value: Any) -> str:
@@ -151,15 +161,27 @@ def _number_problem(column: Column, value: Any) -> str:
             return ""
     except OverflowError:  # JSON has whole numbers beyond every float
         pass
+    if column.optional:
+        return "" if _is_missing(value) else "must be a finite number, or null"
     return "must be a finite number"
 
 
 def _category_problem(column: Column, value: Any) -> str:
+    if _is_missing(value):
+        return ""  # the empty category
     if not isinstance(value, str):
         return "must be a text"
     if len(value) > MAX_CATEGORY and value not in column.categories:
         return f"must be a text of at most {MAX_CATEGORY} characters"
     return ""
+
+
+def _date_problem(column: Column, value: Any) -> str:
+    missing = value == "" or _is_missing(value)
+    if missing and column.optional:
+        return ""
+    rule = dates.problem(value, column.format)
+    return f"{rule}, or null" if rule and column.optional else rule
 
 
 def _text_problem(column: Column, value: Any) -> str:
@@ -189,12 +211,20 @@ def row_schema(schema: Schema) -> dict[str, Any]:
                 if column.low is not None
                 else ""
             )
-            properties[column.name] = {"type": "number", "description": seen}
+            kind: Any = ["number", "null"] if column.optional else "number"
+            properties[column.name] = {"type": kind, "description": seen}
+        elif column.kind == "date":
+            form = column.format or "ISO 8601, such as 2024-01-31 or 2024-01-31T10:00:00"
+            kind = ["string", "null"] if column.optional else "string"
+            properties[column.name] = {"type": kind, "description": f"a date: {form}"}
         elif column.kind == "text":
             properties[column.name] = {"type": "string", "maxLength": column.longest}
         else:
             some = ", ".join(column.categories[:20])
-            properties[column.name] = {"type": "string", "description": f"seen in training: {some}"}
+            properties[column.name] = {
+                "type": ["string", "null"],
+                "description": f"seen in training: {some}",
+            }
     return {
         "type": "object",
         "properties": properties,

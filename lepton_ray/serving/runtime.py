@@ -104,8 +104,18 @@ class Runtime:
         outputs[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = np.nan
         if self.schema.classes:
             return softmax(outputs)
-        fitted = self._preprocess
-        return outputs.astype(np.float64) * fitted.target_deviation + fitted.target_mean
+        return self._preprocess.target_values(outputs)
+
+    def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
+        """For how many rows two answers are alike: the same label, or values that are near.
+
+        Args:
+            tolerance: in deviations of the training targets.
+        """
+        if self.schema.classes:
+            return int((one.argmax(1) == other.argmax(1)).sum())
+        near = tolerance * self._preprocess.target_deviation
+        return int((np.abs(one - other) <= near).all(axis=1).sum())
 
     def answers(self, found: Floats) -> list[Answer] | list[Value]:
         """What `predict_columns` gave, in the form that goes over HTTP.

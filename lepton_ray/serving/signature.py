@@ -11,7 +11,7 @@ from lepton_ray.data.schema import Column, Schema
 
 
 def signature(schema: Schema) -> ModelSignature:
-    """Numbers are doubles, categories and texts strings, an image nested arrays of doubles."""
+    """Numbers are doubles, an image nested arrays of doubles, all others strings."""
     inputs = MlflowSchema([ColSpec(_type(c), c.name) for c in schema.columns])
     if not schema.classes:
         return ModelSignature(inputs, MlflowSchema([ColSpec(DataType.double, "value")]))

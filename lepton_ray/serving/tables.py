@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -110,7 +111,11 @@ def _names(schema: Schema, names: list[str]) -> list[str]:
 
 
 def number(cell: str) -> Any:
-    """A text that is no number stays one, for the check of rows to name."""
+    """An empty cell is a gap; a text that is no number stays one, for the check of rows to name."""
+    if not cell:
+        return None
+    if cell.lower() in ("true", "false"):
+        return cell.lower() == "true"
     try:
         return cell if "_" in cell else float(cell)
     except ValueError:
@@ -124,11 +129,13 @@ def _check(schema: Schema, given: pa.Schema) -> None:
     """
     _names(schema, given.names)
     problems = []
+    dates = {c.name for c in schema.columns if c.kind == "date" and not c.format}
     for column in given:
         of = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         text = pa.types.is_string(of) or pa.types.is_large_string(of)
         number = pa.types.is_integer(of) or pa.types.is_floating(of) or pa.types.is_boolean(of)
-        if not text and not (number and not pa.types.is_dictionary(column.type)):
+        date = column.name in dates and pa.types.is_temporal(of)
+        if not text and not date and not (number and not pa.types.is_dictionary(column.type)):
             rule = "a column holds numbers or texts"
             problems.append(Problem(0, column.name, rule, str(column.type)[:80]))
     if problems:
@@ -144,8 +151,13 @@ def _rows(batches: Any, max_rows: int, max_bytes: int) -> Rows:
         size += sum(_text_bytes(column) for column in batch.columns)
         if size > max_bytes:
             raise too_large(max_bytes)
-        rows += batch.to_pylist()
+        rows += [{name: plain(cell) for name, cell in row.items()} for row in batch.to_pylist()]
     return rows
+
+
+def plain(cell: Any) -> Any:
+    """A date as the text that JSON has for it."""
+    return cell.isoformat() if isinstance(cell, datetime.date) else cell
 
 
 def _valid(batches: Any) -> Iterator[pa.RecordBatch]:

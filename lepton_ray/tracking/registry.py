@@ -143,16 +143,20 @@ def promote(version: ModelVersion, *, instead_of: int | None) -> None:
     Raises:
         ModelError: when another promotion was quicker.
     """
-    store = client()
-    with _promoting(store, version.name):
-        champion = find_champion(version.name)
-        now = champion.version if champion else None
-        if now != instead_of:
-            raise ModelError(
-                f"{version.name}@champion moved from {instead_of or 'none'} to {now or 'none'} "
-                f"while version {version.version} was compared: promote it again"
-            )
-        _move_champion(store, version, [*_champions(store, version.name), version.version])
+    with promoting(version.name) as store:
+        promote_locked(store, version, instead_of=instead_of)
+
+
+def promote_locked(store: MlflowClient, version: ModelVersion, *, instead_of: int | None) -> None:
+    """The same, for one who holds `promoting`."""
+    champion = find_champion(version.name)
+    now = champion.version if champion else None
+    if now != instead_of:
+        raise ModelError(
+            f"{version.name}@champion moved from {instead_of or 'none'} to {now or 'none'} "
+            f"while version {version.version} was compared: promote it again"
+        )
+    _move_champion(store, version, [*_champions(version.name), version.version])
 
 
 def rollback(name: str) -> ModelVersion:
@@ -161,9 +165,8 @@ def rollback(name: str) -> ModelVersion:
     Raises:
         ModelError: when there is none.
     """
-    store = client()
-    with _promoting(store, name):
-        past = _champions(store, name)
+    with promoting(name) as store:
+        past = _champions(name)
         if len(past) < 2:
             raise ModelError(f"{name}@champion has no version before it to go back to")
         version = resolve(f"{name}/{past[-2]}")
@@ -177,26 +180,36 @@ def _move_champion(store: MlflowClient, version: ModelVersion, past: list[int]) 
     store.set_registered_model_tag(version.name, CHAMPIONS, kept)
 
 
-def _champions(store: MlflowClient, name: str) -> list[int]:
+def _champions(name: str) -> list[int]:
     """The versions that were champion, in their order; the present one is the last.
 
     Raises:
         ModelError: when there is no such model.
     """
+    return [int(v) for v in tags(name).get(CHAMPIONS, "").split(",") if v]
+
+
+def tags(name: str) -> dict[str, str]:
+    """Of a registered model.
+
+    Raises:
+        ModelError: when there is no such model.
+    """
+    store = client()
     try:
-        tags = store.get_registered_model(name).tags
+        return dict(store.get_registered_model(name).tags)
     except MlflowException as error:
         raise ModelError(f"no model {name!r}: {_hint(store, name)}") from error
-    return [int(v) for v in tags.get(CHAMPIONS, "").split(",") if v]
 
 
 @contextlib.contextmanager
-def _promoting(store: MlflowClient, name: str) -> Iterator[None]:
+def promoting(name: str) -> Iterator[MlflowClient]:
     """One promotion of a model at a time, on any MLflow store: names are unique in all of them.
 
     Raises:
         ModelError: while another one is going on.
     """
+    store = client()
     lock = f"{name}{LOCK}"
     for attempt in range(2):
         try:
@@ -212,7 +225,7 @@ def _promoting(store: MlflowClient, name: str) -> Iterator[None]:
                 f"another promotion of {name!r} is going on: try again in some seconds"
             ) from None
     try:
-        yield
+        yield store
     finally:
         store.delete_registered_model(lock)
 

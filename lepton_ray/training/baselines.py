@@ -25,7 +25,7 @@ TEXT_STRENGTHS = (10.0, 100.0)  # TF-IDF rows have length 1
 def measure(dataset: Dataset, seed: int) -> dict[str, dict[str, float]]:
     """Test metrics of ``baseline`` (trivial), ``linear`` and, for a table, ``boosting``."""
     found = {"baseline": trivial(dataset), "linear": linear(dataset, seed)}
-    if dataset.schema.columns[0].kind in ("number", "category"):
+    if dataset.preprocess.features:
         found["boosting"] = boosting(dataset, seed)
     task = task_of(dataset)
     return {name: task.measure(answers, dataset.test.y) for name, answers in found.items()}
@@ -35,7 +35,7 @@ def trivial(dataset: Dataset) -> Answers:
     """The training split's class shares, or its mean, whatever the input."""
     classes = len(dataset.schema.classes)
     if not classes:
-        return np.full((len(dataset.test), 1), dataset.preprocess.target_mean)
+        return np.full((len(dataset.test), 1), dataset.train.y.mean())
     share = np.bincount(dataset.train.y.astype(np.int64), minlength=classes) / len(dataset.train)
     return np.tile(share, (len(dataset.test), 1))
 
@@ -50,7 +50,7 @@ def linear(dataset: Dataset, seed: int) -> Answers:
 
     rows = np.random.default_rng(seed).permutation(len(dataset.train))[:MAX_ROWS]
     y = dataset.train.y[rows]
-    strengths = TEXT_STRENGTHS if dataset.preprocess.vocabulary else STRENGTHS
+    strengths = TEXT_STRENGTHS if dataset.preprocess.tokenizer else STRENGTHS
     best, best_score, best_x = None, -np.inf, None
     for train, validation, test in _features(dataset, rows):
         for strength in strengths:
@@ -85,7 +85,7 @@ def _features(
 ) -> Iterator[tuple[Matrix, Matrix, Matrix]]:
     """[n, features] Of these training rows, the validation and the test split, to choose from."""
     parts = (dataset.train.x[rows], dataset.validation.x, dataset.test.x)
-    if dataset.preprocess.vocabulary is None:
+    if dataset.preprocess.tokenizer is None:
         train, validation, test = (x.reshape(len(x), -1) for x in parts)
         yield train, validation, test
         return

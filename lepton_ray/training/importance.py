@@ -73,10 +73,10 @@ def _changes(kind: str, dataset: Dataset, x: Inputs) -> Iterator[tuple[str, Chan
                 yield name, [(everywhere, _shuffled(x, patch, rng))]
         return
     start = 0
-    for column in dataset.schema.columns:
-        end = start + (len(column.categories) if column.kind == "category" else 1)
+    for feature in dataset.preprocess.features:
+        end = start + sum(feature.blocks)
         at = (slice(None), slice(start, end))
-        yield column.name, [(everywhere, _shuffled(x, at, rng)) for _ in range(REPEATS)]
+        yield feature.name, [(everywhere, _shuffled(x, at, rng)) for _ in range(REPEATS)]
         start = end
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lepton_ray import models
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data.augment import augment, draws
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.order import key, shard_indices, steps_per_epoch
 from lepton_ray.errors import DataError, DivergenceError, ExperimentError, TrainingError
@@ -75,7 +76,7 @@ class Replica:
         self.experiment = experiment
         self.dataset = dataset
         self._epochs = min(epochs or train.epochs, train.epochs)
-        self._task = task_of(dataset)
+        self._task = task_of(dataset, train.class_weights)
         self.device = device or torch.device("cpu")
         self.profile = determinism.configure(train, self.device)
         allocator.keep_freed_memory()
@@ -115,7 +116,7 @@ class Replica:
             self.experiment.model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.vocabulary,
+            dataset.preprocess.facts,
         ).to(self.device)
         refuse_inexact(model)
         optimizer = build_optimizer(
@@ -414,8 +415,10 @@ class Replica:
             batch=train.batch,
             samples=len(samples),
         )
-        x, y = torch.from_numpy(samples.x[rows]), torch.from_numpy(samples.y[rows])
-        return x.to(self.device), y.to(self.device)
+        x, y = samples.x[rows], samples.y[rows]
+        if train.augment is not None:
+            x = augment(x, draws(train.seed, epoch, len(samples))[rows], train.augment)
+        return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)
 
 
 def refuse_inexact(model: torch.nn.Module) -> None:

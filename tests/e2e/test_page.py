@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -179,7 +180,7 @@ def test_a_table_is_filled_in_by_keyboard_alone(browser: Browser, tmp_path: Path
     app = trained(tmp_path, data.load(settings), Model(name="mlp", width=16))
     with served(app) as url, opened(browser, url) as page:
         page.keyboard.press("Tab")
-        expect(page.get_by_label("age")).to_be_focused()
+        expect(page.get_by_role("textbox", name=re.compile("^age"))).to_be_focused()
         page.keyboard.press("Control+A")
         page.keyboard.type("12")
         page.keyboard.press("Tab")
@@ -196,10 +197,10 @@ def test_a_table_is_filled_in_by_keyboard_alone(browser: Browser, tmp_path: Path
         weights = page.get_by_role("list", name="Weights")
         expect(weights.get_by_role("listitem").first).to_contain_text("age = 12")
         looked_at(page, "table")
-        page.get_by_label("age").fill("old")
+        page.get_by_role("textbox", name=re.compile("^age")).fill("old")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_have_text("age must be a number, but is “old”.")
-        expect(page.get_by_label("age")).to_be_focused()
+        expect(page.get_by_role("textbox", name=re.compile("^age"))).to_be_focused()
 
 
 def test_a_text_is_typed_and_its_words_are_marked(browser: Browser, tmp_path: Path) -> None:
@@ -234,13 +235,3 @@ def test_with_keys_the_page_says_nothing_before_it_has_one(
         page.keyboard.press("Enter")
         page.get_by_role("button", name="Example 1: 0").click()
         expect(page.get_by_role("status")).to_contain_text("by version 3 in")
-
-
-def test_the_policy_lets_no_script_in_and_no_byte_out(digits: apps.App) -> None:
-    first, second = digits.get("/"), digits.get("/")
-    policy = first.headers["content-security-policy"]
-    assert "unsafe" not in policy
-    assert policy.startswith("default-src 'none'; script-src 'nonce-")
-    assert policy != second.headers["content-security-policy"], "a nonce is used once"
-    assert "http" not in first.text.replace("HTTP", "").replace("https", "http").split("<script")[0]
-    assert len(first.content) < 60_000

@@ -16,7 +16,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 from ray import serve
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
@@ -27,7 +26,7 @@ from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, ServingError
 from lepton_ray.serving import endpoint, package
 from lepton_ray.serving.app import application
-from lepton_ray.serving.follower import Follower, read_files
+from lepton_ray.serving.follower import start, stop
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.tracking import registry
@@ -160,25 +159,18 @@ def test_wrong_bodies_are_422(url: str, body: bytes) -> None:
     assert "body" in response.json()["detail"] or "rows" in response.json()["detail"]
 
 
-def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path) -> None:
+def test_rows_of_a_table_and_numbers_that_are_too_large(
+    url: str, registered: str, tmp_path: Path
+) -> None:
     n = 300
     frame = pd.DataFrame({"age": np.arange(n), "city": ["Bonn", "Rom"] * (n // 2)})
     frame.assign(y=frame.age > n // 2).to_csv(tmp_path / "people.csv", index=False)
     table = data.load(TableData(kind="table", source=str(tmp_path / "people.csv"), target="y"))
-    package.build(
-        tmp_path / "version",
-        model=models.build(Model(name="mlp", width=8), table.preprocess.input_shape, 2),
-        dataset_schema=table.schema,
-        preprocess=table.preprocess,
-        experiment_yaml="",
-        sample_x=table.test.x,
-        max_batch=64,
-        provenance={},
-    )
-    runtime = Runtime.load(tmp_path / "version")
+    model = models.build(Model(name="mlp", width=8), table.preprocess.input_shape, 2)
+    register(experiment(name="people"), table, model, tmp_path)
+    runtime = load_model("people/1")
     config = Serve(batch={"max": 64, "wait_ms": 50})
-    files = ray.put(read_files(tmp_path / "version"))
-    follower = ray.remote(Follower).remote("people/1", 1, [files])
+    follower, _ = start("people/1", "people", url, None)
     serve.run(
         application(follower, "people", config),
         name="people",
@@ -198,6 +190,7 @@ def test_rows_of_a_table_and_numbers_that_are_too_large(url: str, tmp_path: Path
             )
     finally:
         serve.delete("people")
+        stop("people")
     assert [a.status_code for a in answers] == [200, 422, 422] * 4
     expected = [a.model_dump() for a in runtime.predict(good)]
     assert of_file.json()["predictions"] == expected

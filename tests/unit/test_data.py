@@ -75,7 +75,7 @@ def test_preprocessing_is_fitted_on_training_rows_only(tmp_path: Path) -> None:
     dataset = table(tmp_path, frame)
     trained_on = np.concatenate([dataset.test_columns["age"]])
     assert dataset.schema.columns[0].low not in trained_on
-    refit = dataset.preprocess.tensors["mean"][0]
+    refit = dataset.preprocess.features[0].mean
     assert refit != pytest.approx(frame["age"].mean(), abs=1e-9)
 
 

@@ -75,6 +75,14 @@ def test_settings_keep_the_bytes(settings: dict) -> None:
     assert train(changed, [Generation(1)]) == train(changed, [Generation(3)])
 
 
+def test_augmented_images_keep_the_bytes() -> None:
+    changed = experiment("resnet", "sgd", augment={"flip": True, "shift": 1, "erase": 2})
+    generations = [Generation(3, Kill(1, 9, "backward")), Generation(2)]
+    augmented = train(changed, [Generation(1)])
+    assert train(changed, generations).sha256 == augmented.sha256
+    assert train(experiment("resnet", "sgd"), [Generation(1)]).sha256 != augmented.sha256
+
+
 def test_parameters_that_some_shards_do_not_use() -> None:
     changed = experiment("tests.nets:fork", "sgd")
     assert train(changed, [Generation(1)]) == train(changed, [Generation(4)])

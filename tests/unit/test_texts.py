@@ -177,7 +177,7 @@ def test_preprocessing_survives_its_files(tmp_path: Path) -> None:
     again = Preprocess.load(tmp_path)
     texts = {"text": ["A fine FILM!", "zebra", ""]}
     assert again.apply(texts).tolist() == fitted.apply(texts).tolist()
-    assert (again.input_shape, again.vocabulary) == (fitted.input_shape, fitted.vocabulary)
+    assert (again.input_shape, again.facts) == (fitted.input_shape, fitted.facts)
     assert again.columns == fitted.columns
 
 
@@ -224,7 +224,7 @@ def test_any_size_and_a_kill_give_the_bytes_of_one_replica(tmp_path: Path, model
 def test_the_end_of_a_text_is_not_part_of_it() -> None:
     """As many zeros as one likes: a bag sees the words alone."""
     torch.manual_seed(0)
-    bag = models.build(Model(name="text_bag", ngrams=2), (6,), 2, vocabulary=9).eval()
+    bag = models.build(Model(name="text_bag", ngrams=2), (6,), 2, {"vocabulary": 9}).eval()
     short, long = torch.tensor([[3, 4, 0]]), torch.tensor([[3, 4, 0, 0, 0, 0]])
     assert torch.equal(bag(short), bag(long))
     assert not torch.equal(bag(torch.tensor([[4, 3, 0]])), bag(short)), "pairs have an order"
@@ -241,7 +241,9 @@ def test_a_model_of_another_kind_of_data_is_named(
     name: str, vocabulary: int | None, said: str
 ) -> None:
     with pytest.raises(ExperimentError, match=said):
-        models.build(Model(name=name), (6,), 2, vocabulary)
+        models.build(
+            Model(name=name), (6,), 2, {} if vocabulary is None else {"vocabulary": vocabulary}
+        )
 
 
 # --- versions ------------------------------------------------------------------------------------

@@ -15,9 +15,6 @@ from lepton_ray.config.schema.data import (
     Data,
     ImageData,
     ImagePreprocess,
-    Split,
-    TableData,
-    TablePreprocess,
     TextData,
     TextPreprocess,
 )
@@ -26,12 +23,17 @@ from lepton_ray.config.schema.section import (
 )
 from lepton_ray.config.schema.serving import (
     Batching,
+    Canary,
     Gate,
     Limits,
     Replicas,
+    Rule,
     Serve,
 )
+from lepton_ray.config.schema.splits import Split
+from lepton_ray.config.schema.tables import TableData, TablePreprocess
 from lepton_ray.config.schema.training import (
+    Augment,
     Checkpoint,
     EarlyStop,
     Model,
@@ -47,8 +49,10 @@ from lepton_ray.config.schema.tuning import (
 )
 
 __all__ = [
+    "Augment",
     "Batching",
     "Budget",
+    "Canary",
     "Checkpoint",
     "Data",
     "Distribution",
@@ -61,6 +65,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Replicas",
+    "Rule",
     "SCHEMA_VERSION",
     "Schedule",
     "Serve",
@@ -108,6 +113,10 @@ class Experiment(Section):
         if "boosting" in self.gate.beats and self.data.kind != "table":
             raise ValueError(
                 "gate.beats: boosting is measured for tables only: take it out of the list"
+            )
+        if self.train.augment is not None and self.data.kind != "image":
+            raise ValueError(
+                f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(

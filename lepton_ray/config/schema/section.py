@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -24,3 +26,10 @@ class OpenSection(Section):
     def params(self) -> dict[str, Any]:
         """The keys besides ``name``."""
         return dict(self.model_extra or {})
+
+
+def distinct(columns: Mapping[str, str | None]) -> None:
+    """Raise where two settings name one column."""
+    for (first, column), (second, other) in itertools.combinations(columns.items(), 2):
+        if column == other and column is not None:
+            raise ValueError(f"{first} and {second} must be two columns, but both are {column!r}")

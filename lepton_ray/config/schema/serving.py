@@ -16,6 +16,42 @@ class Gate(Section):
     beats: tuple[Literal["baseline", "linear", "boosting", "champion"], ...] = ("baseline",)
     """What the version must be better than on the test split: the trivial baseline, the linear
     one, gradient boosting (for tables), the current champion (if there is one)."""
+    max_latency_ms: float | None = Field(None, gt=0)
+    """Median milliseconds of the runtime to answer one row, on one thread of the machine that
+    checks."""
+    max_mb: float | None = Field(None, gt=0)
+    """Megabytes of the model's file that is served."""
+    max_difference: float | None = Field(None, gt=0)
+    """Largest difference between the answers of torch and of the runtime that is served, as it was
+    measured when the version was registered."""
+
+
+class Rule(Section):
+    """What ends a canary: at once when it is 97.5 % certain that a share is over its limit."""
+
+    errors: float = Field(0.01, ge=0, le=1)
+    """Share of its requests that it fails at and the champion does not."""
+    p99_ratio: float = Field(2.0, gt=0)
+    """Its p99 over the champion's."""
+    disagreement: float = Field(0.2, ge=0, le=1)
+    """Share of its rows to which the champion says something else: another label, or a number
+    further away than ``tolerance``."""
+    tolerance: float = Field(0.1, ge=0)
+    """In deviations of the training targets."""
+    requests: int = Field(200, ge=1)
+    """That it must have answered before it is promoted, and both before their p99 is compared."""
+
+
+class Canary(Section):
+    """How a new version is tried on a part of the traffic."""
+
+    share: float = Field(0.1, gt=0, le=1)
+    """Of callers."""
+    minutes: float = Field(30.0, gt=0)
+    """After which it is promoted, when no rule has ended it."""
+    sticky: str = Field("x-session-id", pattern=r"^[A-Za-z0-9-]{1,64}$")
+    """Header by whose value a caller stays with one version; without it each request is drawn."""
+    rule: Rule = Rule()
 
 
 class Replicas(Section):
@@ -57,6 +93,9 @@ class Serve(Section):
     replicas: Replicas = Replicas()
     batch: Batching = Batching()
     limits: Limits = Limits()
+    canary: Canary | None = None
+    """With it, ``run`` tries a version that passed its gate beside the champion, and does not
+    promote it at once."""
     keys: str | None = None
     """File of API keys; with it every request needs one. Default: none on loopback, and
     ``lepton_keys.json`` at any other host."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,18 @@ class Checkpoint(Section):
     """Limit of all kept checkpoints of a run; the oldest go first, the last always stays."""
 
 
+class Augment(Section):
+    """Random changes of training images, anew in each epoch."""
+
+    flip: bool = False
+    """Mirror half of them, left to right."""
+    shift: int = Field(0, ge=0)
+    """Pixels at most, up or down and left or right."""
+    erase: int = Field(0, ge=0)
+    """Side in pixels of a square somewhere that becomes the mean (DeVries and Taylor, "Improved
+    Regularization of Convolutional Neural Networks with Cutout", 2017)."""
+
+
 class Train(Section):
     epochs: int = Field(10, ge=1)
     batch: int = Field(64, ge=1)
@@ -57,6 +69,11 @@ class Train(Section):
     """Logical workers for the life of a run. Default: batch / 32 as a power of two, at least 4."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    augment: Augment | None = None
+    """For images only."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """What an error in a class costs: as much for each class in total, or by its name (others 1).
+    The metrics stay unweighted; ``evaluate.calibrate: platt`` makes probabilities of it again."""
     clip: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient."""
     ema: float | None = Field(None, gt=0, lt=1)

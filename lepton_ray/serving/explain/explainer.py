@@ -124,7 +124,8 @@ class Explainer:
         if self.schema.classes:
             return torch.softmax(outputs, 1)
         fitted = self._preprocess
-        return outputs * fitted.target_deviation + fitted.target_mean
+        values = outputs * fitted.target_deviation + fitted.target_mean
+        return values.sign() * values.abs().expm1() if fitted.target_log else values
 
     def _image(self, x: Tensor) -> Sample:
         column = self.schema.columns[0]
@@ -143,7 +144,7 @@ class Explainer:
 
     def _table(self, x: Tensor) -> Sample:
         columns = self.schema.columns
-        sizes = [len(c.categories) if c.kind == "category" else 1 for c in columns]
+        sizes = [sum(feature.blocks) for feature in self._preprocess.features]
         part_of = torch.repeat_interleave(torch.arange(len(columns)), torch.tensor(sizes))
         baseline = torch.zeros_like(x) if self._baseline is None else self._baseline
         return sample.of_numbers(self._program, x, baseline, part_of, torch.arange(len(columns)))
@@ -191,5 +192,7 @@ def _patch(size: int) -> Tensor:
     return torch.arange(size) // math.ceil(size / PATCHES)
 
 
-def _plain(value: Any) -> float | str:
-    return value if isinstance(value, str) else float(value)
+def _plain(value: Any) -> float | str | None:
+    if isinstance(value, str):
+        return value
+    return float(value) if math.isfinite(value) else None  # which a column may lack

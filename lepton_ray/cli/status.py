@@ -1,0 +1,88 @@
+"""What runs now."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from lepton_ray.cli.commands import Commands
+from lepton_ray.cli.terminal import Terminal
+
+
+def declare(commands: Commands) -> None:
+    """Add status."""
+    status = commands.add("status", _status, "what runs now: endpoints, and what is tried on them")
+    status.add_argument("name", nargs="?", metavar="NAME", help="of a model; default all")
+
+
+def _status(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    return {"endpoints": _endpoints(options.name, terminal)}
+
+
+def _endpoints(name: str | None, terminal: Terminal) -> dict[str, Any]:
+    """Of each model: what runs, what is tried, and what became of the last canary."""
+    from lepton_ray.tracking import endpoints
+    from lepton_ray.tracking.canary import add
+
+    said: dict[str, Any] = {}
+    for model, (tried, reports) in endpoints.overview(name).items():
+        now_s = time.time()
+        terminal.say(f"{model}")
+        for report in reports:
+            ago_s = now_s - report.seen_s
+            state = "" if ago_s < endpoints.SILENT_S else f"silent for {ago_s:.0f} s; "
+            terminal.say(
+                f"  endpoint  {report.url}: {state}{report.reference} is version {report.version}, "
+                f"{report.replicas} replica{'s' * (report.replicas != 1)}"
+            )
+            if report.problem:
+                terminal.say(f"            {report.problem}")
+            for column, (values, strange) in report.drift.items():
+                share = f"{strange / values:.1%}"
+                terminal.say(f"            drift: {share} of {column} unlike the training data")
+        if not reports:
+            terminal.say("  endpoint  none")
+        canary = tried.canary
+        if canary is not None:
+            terminal.say(
+                f"  canary    version {canary.version} on {canary.share:.0%} of callers, "
+                f"instead of {canary.instead_of}"
+            )
+            for report in reports:
+                if report.canary == canary.id and report.decision:
+                    terminal.say(f"            {report.decision}")
+        if tried.shadow is not None:
+            terminal.say(f"  shadow    version {tried.shadow}")
+        attempt = canary.id if canary else ""
+        tally = add(r.tally for r in reports if r.canary == attempt)
+        for version, counts in sorted(tally.items()):
+            shown = ", ".join(f"{key} {value}" for key, value in counts.summary().items())
+            terminal.say(f"            version {version}: {shown}")
+        if tried.last is not None:
+            last = tried.last
+            terminal.say(
+                f"  last      version {last['version']} {last['outcome']}: {last['reason']}"
+            )
+        said[model] = {
+            "endpoints": [
+                {
+                    "url": r.url,
+                    "reference": r.reference,
+                    "version": r.version,
+                    "replicas": r.replicas,
+                    "seconds_since_heard": round(now_s - r.seen_s, 1),
+                    "decision": r.decision,
+                    "problem": r.problem,
+                    "drift": r.drift,
+                }
+                for r in reports
+            ],
+            "canary": canary.to_json() if canary else None,
+            "shadow": tried.shadow,
+            "versions": {str(v): c.summary() for v, c in sorted(tally.items())},
+            "last": tried.last,
+        }
+    if not said:
+        terminal.say("no endpoints")
+    return said

@@ -1,0 +1,157 @@
+"""A table's columns: what each one is, and its values as the preprocessing takes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_ray.config.schema import TableData
+from lepton_ray.data import dates
+from lepton_ray.data.schema import Column
+from lepton_ray.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_CATEGORIES = 1000
+FEW = 20  # distinct texts of which some may look like numbers and all still be categories
+MOSTLY = 0.5  # of a column's texts; when more are numbers, the others are taken for mistakes
+TRUTH = {"true": 1.0, "false": 0.0}
+
+
+def columns(data: TableData, frame: pd.DataFrame) -> tuple[dict[str, Any], tuple[Column, ...]]:
+    """The features of a table: values by name, and their types, declared or by their values.
+
+    Numbers are float64 with NaN for a gap; categories and dates are texts, empty for a gap.
+
+    Raises:
+        DataError: for columns that fit no type, or not the declared one.
+    """
+    aside = {data.target, *data.drop, *data.split.columns}
+    names = [name for name in frame.columns if name not in aside]
+    for name in data.types:
+        if name not in frame.columns:
+            close = nearest(name, map(str, names))
+            raise DataError(f"{data.source}: data.types names {name!r}, no such column, {close}")
+    values: dict[str, Any] = {}
+    kinds = []
+    for name in names:
+        column, values[name] = _column(data, str(name), frame[name])
+        kinds.append(column)
+    if not kinds:
+        raise DataError(f"{data.source}: no feature columns are left beside {data.target!r}")
+    return values, tuple(kinds)
+
+
+def _column(data: TableData, name: str, values: pd.Series) -> tuple[Column, npt.NDArray[Any]]:
+    kind, _, form = data.types.get(name, "").partition(" ")
+    kind = kind or guess(values)
+    if kind == "number":
+        return Column(name=name, kind="number"), numbers(data, name, values)
+    texts = as_texts(values)
+    if kind == "date":
+        found = dates.seconds(texts, form)
+        wrong = np.flatnonzero(np.isnan(found) & (texts != ""))
+        if len(wrong):
+            rule = dates.problem("", form)
+            raise DataError(
+                f"{data.source}: a date in column {name!r} {rule}, but {len(wrong)} of "
+                f"{len(values)} are not, the first is {texts[wrong[0]]!r:.80} in row {wrong[0]}: "
+                f"name their form in data.types: {{{name}: date %d.%m.%Y}}, or repair them"
+            )
+        return Column(name=name, kind="date", format=form), texts.astype(np.str_)
+    distinct = len(set(texts))
+    if distinct > MAX_CATEGORIES and name not in data.types:
+        raise DataError(
+            f"{data.source}: column {name!r} has {distinct} distinct texts, which looks like an id "
+            f"or free text: leave it out with data.drop: [{name}], or take the most frequent ones "
+            f"with data.types: {{{name}: category}}"
+        )
+    if name not in data.types:
+        _refuse_mixed(data, name, texts)
+    return Column(name=name, kind="category"), texts.astype(np.str_)
+
+
+def guess(values: pd.Series) -> str:
+    """``number``, ``date`` or ``category``, as the values of a column say."""
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        return "number"
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return "date"
+    distinct = set(as_texts(values)) - {""}
+    if not distinct:
+        return "number"  # of which there is none, and it is refused for that
+    if all(text.lower() in TRUTH for text in distinct):
+        return "number"
+    if not any(dates.problem(text, dates.ISO) for text in distinct) and not any(
+        text.isdecimal() for text in distinct
+    ):
+        return "date"
+    return "category"
+
+
+def numbers(data: TableData, name: str, values: pd.Series) -> npt.NDArray[np.float64]:
+    """[n] float64, NaN for a gap.
+
+    Raises:
+        DataError: for a text that is no number.
+    """
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        result: npt.NDArray[np.float64] = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        return result
+    texts = pd.Series(as_texts(values))
+    truth = texts.str.lower().map(TRUTH)
+    found = truth.fillna(pd.to_numeric(texts, errors="coerce")).to_numpy(dtype=np.float64)
+    wrong = np.flatnonzero(np.isnan(found) & (texts != "").to_numpy())
+    if len(wrong):
+        raise DataError(_mixed(data, name, texts, wrong, len(values)))
+    return np.asarray(found, np.float64)
+
+
+def as_texts(values: pd.Series) -> npt.NDArray[np.object_]:
+    """[n] Every value as a text; a gap is the empty one, a whole number has no point."""
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(values):
+        texts = values.map(lambda value: value.isoformat(), na_action="ignore")
+    elif pd.api.types.is_float_dtype(values):
+        texts = values.map(lambda value: f"{value:.0f}" if value % 1 == 0 else str(value))
+        texts = texts.where(values.notna(), None)
+    else:
+        texts = values.map(str, na_action="ignore")
+    result: npt.NDArray[np.object_] = texts.astype(object).where(values.notna(), "").to_numpy()
+    return result
+
+
+def _refuse_mixed(data: TableData, name: str, texts: npt.NDArray[np.object_]) -> None:
+    """
+    Raises:
+        DataError: for a column of numbers with some other texts among them.
+    """
+    import pandas as pd
+
+    given = pd.Series(texts[texts != ""])
+    found = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64)
+    share = np.isfinite(found).mean() if len(given) else 0.0
+    if given.nunique() > FEW and MOSTLY < share < 1.0:
+        whole = pd.Series(texts)
+        wrong = np.flatnonzero(
+            pd.to_numeric(whole, errors="coerce").isna().to_numpy() & (texts != "")
+        )
+        raise DataError(_mixed(data, name, whole, wrong, len(texts)))
+
+
+def _mixed(
+    data: TableData, name: str, texts: pd.Series, wrong: npt.NDArray[Any], total: int
+) -> str:
+    return (
+        f"{data.source}: column {name!r} mixes numbers and texts: {len(wrong)} of {total} values "
+        f"are no numbers, the first is {texts.iloc[wrong[0]]!r:.80} in row {wrong[0]}: repair "
+        f"them, leave them empty (data.preprocess.missing), or set data.types: {{{name}: category}}"
+    )
