@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from lepton_ray.errors import StoreError
+
+COPIED_BYTES = 16 << 20  # at a time, between this machine and another
 
 
 def is_uri(folder: str) -> bool:
@@ -44,19 +51,56 @@ def read(filesystem: pafs.FileSystem, path: str) -> bytes:
         return content
 
 
+@contextlib.contextmanager
+def reading(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """The path on this machine of a file, or of a copy of it that goes with the block.
+
+    Raises:
+        OSError: when it is not there or cannot be read.
+    """
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = f"{scratch}/copy"
+        with filesystem.open_input_stream(path) as stream, open(copy, "wb") as file:
+            shutil.copyfileobj(stream, file, COPIED_BYTES)
+        yield copy
+
+
 def write(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
-    """Write a file whole or not at all: aside and renamed; an object store does so by itself.
+    """Write a file whole or not at all.
 
     Raises:
         OSError: when it cannot be written.
     """
-    if not isinstance(filesystem, pafs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
-        return
-    aside = f"{path}.tmp"
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with writing(filesystem, path) as aside:
+        Path(aside).write_bytes(content)
+
+
+@contextlib.contextmanager
+def writing(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """The path on this machine of a file to write, which is at ``path`` when the block has ended:
+    whole or not at all, renamed or, on an object store, sent.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        # A name that no other process has: a replica taken for lost may write still.
+        aside = f"{path}.{uuid.uuid4().hex}.tmp" if local else f"{scratch}/file"
+        try:
+            yield aside
+            with open(aside, "rb") as file:
+                if local:
+                    os.fsync(file.fileno())
+                else:
+                    with filesystem.open_output_stream(path) as stream:
+                        shutil.copyfileobj(file, stream, COPIED_BYTES)
+            if local:
+                os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise

@@ -18,7 +18,8 @@ from torch import nn
 from lepton_ray import data, models
 from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
 from lepton_ray.data import Dataset
-from lepton_ray.pipeline import report
+from lepton_ray.data.decision import Decision
+from lepton_ray.pipeline import carried
 from lepton_ray.serving import api, package
 from lepton_ray.serving.explain.answers import Explanation
 from lepton_ray.serving.explain.explainer import Explainer
@@ -103,7 +104,9 @@ def app(
     return App(local, made, lines)
 
 
-def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
+def version(
+    folder: Path, dataset: Dataset, model: Model, name: str, decided: Decision | None = None
+) -> Runtime:
     """Version 3 of an untrained model."""
     torch.manual_seed(0)
     package.build(
@@ -116,6 +119,7 @@ def version(folder: Path, dataset: Dataset, model: Model, name: str) -> Runtime:
         ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,
+        decision=decided or Decision(),
         experiment_yaml="name: test\n",
         sample_x=dataset.test.x[:64],
         max_batch=64,
@@ -213,6 +217,6 @@ def made(folder: Path, dataset: Dataset, module: nn.Module) -> tuple[Explainer, 
         sample_x=dataset.test.x[:32],
         max_batch=8,
         provenance={},
-        beside=report.files(module, dataset, examples=5),
+        beside=carried.files(module, dataset, examples=5),
     )
     return Explainer.load(folder), Runtime.load(folder, name="test", version=3)

@@ -170,13 +170,13 @@ def _plant_kill(replica: Any, kill: Kill) -> None:
     """Make this process kill itself in one phase of one step."""
     from lepton_ray import storage
     from lepton_ray.training.loop import Replica
-    from lepton_ray.training.membership import Peers
+    from lepton_ray.training.membership import delivery
     from lepton_ray.training.reduction import Reduction
     from lepton_ray.training.step import TrainStep
 
     owners = {
         "enter": (Replica, "_take_part"),
-        "heal": (Peers, "send"),
+        "heal": (delivery, "deliver"),
         "measure": (Replica, "measure"),
         "fetch": (replica._step, "_fetch"),
         "backward": (TrainStep, "_take_gradients"),
@@ -185,7 +185,7 @@ def _plant_kill(replica: Any, kill: Kill) -> None:
         "finish": (Reduction, "finish"),
         "apply": (TrainStep, "_apply"),
         "optimizer": (replica.state.optimizer, "step"),
-        "checkpoint": (storage, "write"),
+        "checkpoint": (storage, "writing"),
     }
     owner, name = owners[kill.phase]
     original = getattr(owner, name)
@@ -297,6 +297,7 @@ def train_live(experiment: Experiment, members: list[Member], pause_s: float = 0
     Args:
         pause_s: in every step, so that the members' comings and goings fall into the training.
     """
+    from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.membership.coordinator import Coordinator
 
     events: list[dict[str, Any]] = []
@@ -338,10 +339,13 @@ def train_live(experiment: Experiment, members: list[Member], pause_s: float = 0
             for process in processes:
                 process.join(TIMEOUT_S)
             coordinator.close()
+        last = CheckpointFolder(folder).load_last()
     expected = {n for n, m in enumerate(members) if m.stays}
     assert set(results) >= expected, (expected, results, events)
     assert len({(r["sha256"], r["digest"]) for r in results.values()}) == 1, "replicas differ"
     first = next(iter(results.values()))
+    assert last is not None
+    assert last[1]["history"] == first["history"], "the end is not saved"
     return LiveOutcome(first["sha256"], first["digest"], first["history"], events)
 
 

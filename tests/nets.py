@@ -51,6 +51,35 @@ def fork(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     return Fork(features, classes)
 
 
+class Keeper(nn.Module):
+    """Buffers of many kinds: constant ones with infinities, and ones that every forward changes."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features, classes)
+        self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+        self.register_buffer("turns", torch.polar(torch.ones(4), torch.arange(4.0)))
+        self.register_buffer("hash", torch.tensor(2**40 + 1))
+        self.register_buffer("odd", torch.tensor([True, False]))
+        self.register_buffer("mean", torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        if self.training:
+            self.hash += 2**33 + 1
+            self.odd ^= True
+            self.mean = 0.9 * self.mean + 0.1 * flat.detach().mean(0)  # another tensor in its place
+        attention = torch.softmax(self.mask, 1).sum() + self.turns.abs().sum()
+        return self.layer(flat - self.mean) * attention / 7
+
+
+def keeper(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    features = 1
+    for size in input_shape:
+        features *= size
+    return Keeper(features, classes)
+
+
 def explode(input_shape: tuple[int, ...], classes: int) -> nn.Module:
     """A model whose forward raises once it is trained."""
 

@@ -19,6 +19,10 @@ def declare(commands: Commands) -> None:
     init.add_argument("--force", action="store_true", help="overwrite the file")
     plan = commands.add_on_file("plan", _plan, "check all, run one real step; change nothing")
     add_address(plan)
+    plan.add_argument(
+        "--cluster", metavar="YAML", help="does it fit this cluster file; what it costs"
+    )
+    plan.add_argument("--prices", metavar="FILE", help="own prices of machines, over the table's")
     verbs = {
         "run": "plan, tune, train, register, gate, promote and serve",
         "tune": "search the space of the experiment",
@@ -54,9 +58,14 @@ def _init(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
 def _plan(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     from lepton_ray.pipeline import Experiment
 
-    plan = Experiment.load(options.file, options.settings).plan(address=options.address)
-    terminal.say(plan.table())
-    return plan.to_json()
+    experiment = Experiment.load(options.file, options.settings)
+    if options.cluster is None:
+        plan = experiment.plan(address=options.address)
+        terminal.say(plan.table())
+        return plan.to_json()
+    plan, fit = experiment.plan_on(options.cluster, prices=options.prices)
+    terminal.say(f"{plan.table()}\n{fit.table()}")
+    return {**plan.to_json(), "fit": fit.to_json()}
 
 
 def _run(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:

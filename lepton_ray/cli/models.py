@@ -21,7 +21,7 @@ MODELS_TAKE = {  # least and most MODELs, and an example
 
 
 def declare(commands: Commands) -> None:
-    """Add models, predict and explain."""
+    """Add models, predict, optimize and explain."""
     models = commands.add(
         "models", _models, "list, show, compare, promote, try and roll back models"
     )
@@ -49,6 +49,18 @@ def declare(commands: Commands) -> None:
         help="of the input, to repeat before each answer (may be repeated)",
     )
     add_address(predict)
+    optimize = commands.add(
+        "optimize", _optimize, "register a faster or smaller form of a model, if one is good enough"
+    )
+    optimize.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    optimize.add_argument("--smallest", action="store_true", help="instead of the fastest")
+    optimize.add_argument(
+        "--lose",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="accuracy (or R2) that a form may lose; default 0.005",
+    )
     explain = commands.add("explain", _explain, "say why rows or pictures are answered so")
     explain.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     explain.add_argument("data", nargs="+", metavar="DATA", help="as for predict")
@@ -88,12 +100,12 @@ def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     if options.action == "compare":
         return promotion.compare(given, terminal)
     version = registry.resolve(given[0])
-    from lepton_ray.pipeline import report
+    from lepton_ray.pipeline import carried
 
     value = {
         **_version_json(version),
         "manifest": registry.manifest(version),
-        "importance": report.importance(version),
+        "importance": carried.importance(version),
     }
     terminal.say(json.dumps(value, indent=1))
     return value
@@ -146,3 +158,9 @@ def _explain(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         target=options.target,
         terminal=terminal,
     )
+
+
+def _optimize(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline.optimize import optimize
+
+    return optimize(options.model, smallest=options.smallest, lose=options.lose, terminal=terminal)

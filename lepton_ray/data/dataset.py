@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from lepton_ray.config.schema import Data, ImageData, TableData
 from lepton_ray.data import features, preprocess, sources, split, words
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
+from lepton_ray.data.slices import Groups
 from lepton_ray.errors import DataError
 
 
@@ -37,12 +39,17 @@ class Dataset:
     """The test split as a person would send it: column name -> raw values [n, ...]."""
     digest: str
     """SHA-256 over all raw values, labels and the split."""
+    slices: Groups = field(default_factory=dict)
+    """Column -> group [n] of each sample of the test split."""
     notes: tuple[str, ...] = ()
     """What a person should know about the samples, for the plan to tell."""
 
 
-def load(data: Data) -> Dataset:
+def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
+
+    Args:
+        sliced: columns to group the test split by, as ``evaluate.slices`` says.
 
     All samples are held in memory: as the source has them while this runs (of the test split, for
     good), and as the model takes them.
@@ -50,7 +57,7 @@ def load(data: Data) -> Dataset:
     Raises:
         DataError: see `sources.read`, `split.divide` and `preprocess`.
     """
-    raw = sources.read(data)
+    raw = sources.read(data, sliced)
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test)
     columns = {
@@ -77,6 +84,7 @@ def load(data: Data) -> Dataset:
         preprocess=fitted,
         test_columns=columns["test"],
         digest=_digest(raw, parts),
+        slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
         notes=_notes(fitted, raw),
         **samples,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Data, ImageData, TableData, TextData
-from lepton_ray.data import folders, tables, words
+from lepton_ray.data import folders, slices, tables, words
 from lepton_ray.data.frames import read_frame, sklearn_table
 from lepton_ray.data.schema import Column
+from lepton_ray.data.slices import Groups
 from lepton_ray.data.split import Labels
 from lepton_ray.data.tables import MAX_CATEGORIES
 from lepton_ray.errors import DataError, nearest
@@ -45,6 +47,8 @@ class Raw:
     target: str
     given_test: npt.NDArray[np.bool_] | None = None
     """[n] True where the source itself says test."""
+    slices: Groups = field(default_factory=dict)
+    """See `slices`."""
     notes: tuple[str, ...] = ()
     """What a person should know about the source."""
 
@@ -52,8 +56,11 @@ class Raw:
         return len(self.labels)
 
 
-def read(data: Data) -> Raw:
+def read(data: Data, sliced: Sequence[str] = ()) -> Raw:
     """The samples of a data section.
+
+    Args:
+        sliced: columns to group the samples by, see `slices`.
 
     Raises:
         DataError: when the source is missing, of another format, or holds no samples.
@@ -61,9 +68,9 @@ def read(data: Data) -> Raw:
     if isinstance(data, ImageData):
         raw = _read_images(data)
     elif isinstance(data, TableData):
-        raw = _read_table(data)
+        raw = _read_table(data, sliced)
     else:
-        raw = _read_texts(data)
+        raw = _read_texts(data, sliced)
     if len(raw) == 0:
         raise DataError(f"data.source {data.source!r} holds no samples")
     return raw
@@ -246,7 +253,7 @@ def _given_test(data: TableData | TextData, frame: pd.DataFrame) -> npt.NDArray[
     return is_test
 
 
-def _read_table(data: TableData) -> Raw:
+def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
     path = data.source
     texts = [name for name, kind in data.types.items() if kind != "number"]
     frame = (
@@ -262,10 +269,11 @@ def _read_table(data: TableData) -> Raw:
         labels=_targets(data, frame[data.target]),
         target=data.target,
         given_test=_given_test(data, frame),
+        slices=slices.read(data.source, frame, sliced),
     )
 
 
-def _read_texts(data: TextData) -> Raw:
+def _read_texts(data: TextData, sliced: Sequence[str]) -> Raw:
     frame = read_frame(Path(data.source), texts=[data.text])
     _check_columns(data, frame, [data.text, data.target])
     texts = frame[data.text].to_numpy(dtype=object)
@@ -297,6 +305,7 @@ def _read_texts(data: TextData) -> Raw:
         labels=_classes(data, frame[data.target], "name a column of classes in data.target"),
         target=data.target,
         given_test=_given_test(data, frame),
+        slices=slices.read(data.source, frame, sliced),
     )
 
 

@@ -6,7 +6,9 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,9 +16,11 @@ import torch
 
 from lepton_ray import data
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data import decision
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import ExperimentError, TrainingError, nearest
-from lepton_ray.jobs import session
+from lepton_ray.jobs import cluster_file, prices, session
+from lepton_ray.jobs.costs import Fit, fit
 from lepton_ray.tracking import store
 from lepton_ray.training.loop import Replica
 from lepton_ray.tuning import space
@@ -87,25 +91,23 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     Raises:
         InputError: the first thing that is wrong, before anything is started or written.
     """
-    store.client()
     available = _available(address)
-    session.check_room(experiment.workers, available, _where(address))
+    session.check_room(experiment.workers, session.possible(available), _where(address))
+    return _make_plan(experiment, available)
+
+
+def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[Plan, Dataset]:
+    store.client()
     if experiment.tune is not None:
         space.check(experiment)
-    dataset = data.load(experiment.data)
-    replica = Replica(experiment, dataset)
+    dataset = data.load(experiment.data, experiment.evaluate.slices)
+    on_gpu = experiment.workers.gpus > 0 and torch.cuda.is_available()
+    replica = Replica(experiment, dataset, device=torch.device("cuda" if on_gpu else "cpu"))
+    decision.check(experiment.evaluate, len(dataset.schema.classes))
     try:
         loss, step_s, metrics = _try(replica)
     except RuntimeError as error:
-        if "deterministic" not in str(error):
-            raise TrainingError(f"the first step failed: {error}") from error
-        raise ExperimentError(
-            experiment.name,
-            [
-                f"model: {str(error).splitlines()[0]}; replace the operation, or set "
-                "train.exact: false"
-            ],
-        ) from error
+        raise TrainingError(f"the first step failed: {error}") from error
     tested = [name.removeprefix("val_") for name in metrics if name.startswith("val_")]
     if experiment.gate.metric not in tested:
         raise ExperimentError(
@@ -166,6 +168,26 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
         profile=replica.profile.to_json(),
     )
     return plan, dataset
+
+
+def plan_on(
+    experiment: Experiment, path: str | Path, own_prices: str | Path | None = None
+) -> tuple[Plan, Fit]:
+    """A plan for the cluster of a file, which need not run; the step is tried on this machine.
+
+    Raises:
+        InputError: as of `make_plan`; and when ``workers.min`` has no room on the cluster.
+    """
+    file = cluster_file.read(path)
+    table = prices.load(own_prices)
+    fit(file, experiment.workers, 0.0, table)  # before a second is spent
+    room = {"CPU": 0.0, "GPU": 0.0}
+    for kind in file.workers:
+        cpus = float(os.cpu_count() or 1) if kind.cpus is None else kind.cpus
+        room["CPU"] += kind.maximum * cpus
+        room["GPU"] += kind.maximum * kind.gpus
+    plan, _ = _make_plan(experiment, room)
+    return plan, fit(file, experiment.workers, plan.tune_s + plan.train_s, table)
 
 
 def _available(address: str | None) -> dict[str, float]:

@@ -49,7 +49,7 @@ def load(own: str | Path | None = None) -> Prices:
     Raises:
         InputError: when the file cannot be read, or is of another form.
     """
-    table = _read(TABLE)
+    table = _built_in()
     if own is None:
         return table
     over = _read(Path(own))
@@ -58,7 +58,7 @@ def load(own: str | Path | None = None) -> Prices:
 
 def machine(name: str) -> Machine | None:
     """A machine of the table that comes with the package."""
-    return _read(TABLE).machines.get(name)
+    return _built_in().machines.get(name)
 
 
 def family(name: str) -> str:
@@ -73,6 +73,10 @@ def family(name: str) -> str:
 
 
 @functools.lru_cache
+def _built_in() -> Prices:
+    return _read(TABLE)
+
+
 def _read(path: Path) -> Prices:
     try:
         raw: dict[str, Any] = yaml.safe_load(path.read_text())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +36,11 @@ class Silent:
 
 
 class TrainingWatcher:
-    """Turns what replica 0 reports into MLflow metrics, files of the run and a progress line."""
+    """Turns what replica 0 reports into MLflow metrics, files of the run and a progress line.
+
+    Args:
+        recorded: epochs that MLflow has of the run.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,8 @@ class TrainingWatcher:
         terminal: Terminal,
         experiment: Experiment,
         folder: Path,
+        *,
+        recorded: int = 0,
     ) -> None:
         self._run_id = run_id
         self._folder = folder
@@ -60,7 +66,7 @@ class TrainingWatcher:
         self._last_step = 0
         self._stood_since = 0.0
         self._replicas = 0
-        self._last_epoch = 0
+        self._last_epoch = recorded
 
     def __call__(self, event: dict[str, Any]) -> None:
         self._dispatch(event)
@@ -101,26 +107,39 @@ class TrainingWatcher:
                     f"train  step {event['step']}/{event['steps']}, "
                     f"{event['steps_per_s']:.0f} steps/s, {left:.0f} s left"
                 )
-            case "epoch" if event["epoch"] > self._last_epoch:  # a new replica 0 repeats the last
-                self._last_epoch = event["epoch"]
-                self._tracker.metrics(self._run_id, event["metrics"], event["epoch"])
-                self._terminal.progress(
-                    f"train  epoch {event['epoch']}/{self._epochs}: {numbers(event['metrics'])}"
-                )
-                if self._tensorboard is not None:
-                    for name, value in event["metrics"].items():
-                        self._tensorboard.add_scalar(name, value, event["step"])
+            case "epoch":
+                self._epoch(event["epoch"], event["metrics"], event["step"])
+            case "history":  # of a new replica 0, or a resumed run
+                for epoch, metrics in enumerate(event["epochs"], 1):
+                    self._epoch(epoch, metrics, epoch * event["steps"])
             case "profile":
-                trace = self._folder / "profile.json.gz"
-                trace.write_bytes(event["trace"])
-                (self._folder / "profile.txt").write_text(event["table"])
-                self._terminal.say(f"train  profile in {trace}, for ui.perfetto.dev")
+                self._profile(event["trace"], event["table"])
             case "refused" | "replica_failed":
                 self._terminal.say(f"warning: {event['reason']}; training goes on without it")
             case "straggler":
                 self._terminal.say(f"warning: {event['reason']}")
             case "checkpoint_failed":
                 self._terminal.say(f"warning: {event['error']}; training goes on")
+
+    def _epoch(self, epoch: int, metrics: dict[str, float], step: int) -> None:
+        if epoch <= self._last_epoch:
+            return
+        self._last_epoch = epoch
+        self._tracker.metrics(self._run_id, metrics, epoch)
+        self._terminal.progress(f"train  epoch {epoch}/{self._epochs}: {numbers(metrics)}")
+        if self._tensorboard is not None:
+            for name, value in metrics.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def _profile(self, trace: bytes, table: str) -> None:
+        path = self._folder / "profile.json.gz"
+        try:
+            path.write_bytes(trace)
+            (self._folder / "profile.txt").write_text(table)
+        except OSError as error:
+            self._terminal.say(f"warning: no profile: {error}; training goes on")
+        else:
+            self._terminal.say(f"train  profile in {path}, for ui.perfetto.dev")
 
 
 class StudyWatcher:
@@ -200,6 +219,16 @@ class StudyWatcher:
                 self.run_id, {f"best.{path}": str(v) for path, v in best.params.items()}
             )
         self._tracker.finish(self.run_id, status)
+
+
+def to_all(*watchers: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """A watcher that passes each event on."""
+
+    def tell(event: dict[str, Any]) -> None:
+        for watcher in watchers:
+            watcher(event)
+
+    return tell
 
 
 def numbers(metrics: Mapping[str, float]) -> str:

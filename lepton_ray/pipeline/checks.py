@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any
 
 import numpy as np
@@ -12,24 +14,71 @@ from lepton_ray.errors import EndpointError
 from lepton_ray.serving.client import Client
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.tracking.gate import Served
+from lepton_ray.tracking.registry import ModelVersion
+from lepton_ray.training import metrics
 from lepton_ray.training.tasks import task_of
+
+TIMED_ROWS = 100
 
 
 def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
-    """Metrics of a version on the test split, from its own runtime.
+    """Metrics of a version on the test split, from its own runtime and by its own decision.
 
     Classes are matched by name, so that a version trained on other labels is scored fairly.
     """
+    return _measured(runtime, dataset, runtime.predict_columns(dataset.test_columns), slice(None))
+
+
+def score_slices(runtime: Runtime, dataset: Dataset) -> dict[str, dict[str, dict[str, float]]]:
+    """Column -> group -> ``samples`` and the metrics of that group of the test split."""
+    if not dataset.slices:
+        return {}
     answers = runtime.predict_columns(dataset.test_columns)
-    task = task_of(dataset)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for column, groups in dataset.slices.items():
+        found[column] = {}
+        for group in np.unique(groups):
+            rows = np.flatnonzero(groups == group)
+            measured = _measured(runtime, dataset, answers, rows)
+            found[column][str(group)] = {"samples": float(len(rows)), **measured}
+    return found
+
+
+def _measured(
+    runtime: Runtime, dataset: Dataset, answers: npt.NDArray[Any], rows: Any
+) -> dict[str, float]:
+    """Metrics of the answers in some rows of the test split."""
+    answers, y = answers[rows], dataset.test.y[rows]
     if not dataset.schema.classes:
-        return task.measure(answers, dataset.test.y)
-    classes = list(runtime.schema.classes)
-    probabilities: npt.NDArray[np.float64] = np.zeros((len(answers), len(dataset.schema.classes)))
-    for position, label in enumerate(dataset.schema.classes):
-        if label in classes:
-            probabilities[:, position] = answers[:, classes.index(label)]
-    return task.measure(probabilities, dataset.test.y)
+        return task_of(dataset).measure(answers, y)
+    known = {label: at for at, label in enumerate(dataset.schema.classes)}
+    probabilities: npt.NDArray[np.float64] = np.zeros((len(answers), len(known)))
+    for position, label in enumerate(runtime.schema.classes):
+        if label in known:
+            probabilities[:, known[label]] = answers[:, position]
+    # A class that the data do not have is a wrong answer, whatever its number.
+    names = [known.get(label, -1) for label in runtime.schema.classes]
+    predicted = np.array(names)[runtime.decision.chosen(answers)]
+    return metrics.classification(probabilities, y.astype(np.int64), predicted)
+
+
+def measure_served(version: ModelVersion, dataset: Dataset) -> Served:
+    """What serving a version takes: its latency here, its size, and its parity as registered."""
+    folder = version.folder()
+    runtime = Runtime.load(folder)
+    seconds = []
+    for at in range(TIMED_ROWS):
+        row = at % len(dataset.test)
+        one = {name: values[row : row + 1] for name, values in dataset.test_columns.items()}
+        start = time.perf_counter()
+        runtime.forward(one)
+        seconds.append(time.perf_counter() - start)
+    return Served(
+        latency_ms=statistics.median(seconds) * 1000,
+        mb=(folder / "model.onnx").stat().st_size / 1e6,
+        difference=float(runtime.manifest["parity"]["largest_difference_over_runtimes"]),
+    )
 
 
 def check_endpoint(client: Client, name: str, rows: list[dict[str, Any]]) -> int:

@@ -6,6 +6,7 @@ Each stage leaves its result in the run's folder, so that a killed run goes on w
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,18 +19,28 @@ from torch import Tensor
 from lepton_ray import models
 from lepton_ray.config import flatten, render, with_settings
 from lepton_ray.config import schema as config
+from lepton_ray.data import decision
 from lepton_ray.errors import (
     CheckpointError,
     ExperimentError,
     GateError,
 )
 from lepton_ray.jobs import provenance, session
+from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
-from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
-from lepton_ray.pipeline import report
-from lepton_ray.pipeline.checks import check_endpoint, score
+from lepton_ray.jobs.watchers import (
+    Silent,
+    StudyWatcher,
+    Terminal,
+    TrainingWatcher,
+    numbers,
+    to_all,
+)
+from lepton_ray.pipeline import carried
+from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
+from lepton_ray.pipeline.reports import score_table, slice_table
 from lepton_ray.serving import endpoint, package
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
@@ -123,13 +134,14 @@ class Run:
         watcher = StudyWatcher(
             self._experiment, self._tracker, self._folder, self._terminal, self._common_tags()
         )
+        metrics = RunMetrics(self._experiment.name, self._folder.id)
         start = time.monotonic()
         try:
             best, journal = study.run(
                 self._experiment,
                 self._reference,
                 folder=self._folder.path / "study",
-                on_event=watcher,
+                on_event=to_all(watcher, metrics),
             )
         except BaseException as error:
             watcher.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -168,8 +180,14 @@ class Run:
             self._tracker.reopen(run_id)
         start = time.monotonic()
         watcher = TrainingWatcher(
-            run_id, self._tracker, self._terminal, experiment, self._folder.path
+            run_id,
+            self._tracker,
+            self._terminal,
+            experiment,
+            self._folder.path,
+            recorded=self._tracker.recorded(run_id),
         )
+        metrics = RunMetrics(experiment.name, self._folder.id)
         try:
             with contextlib.closing(watcher):
                 result = train(
@@ -177,7 +195,7 @@ class Run:
                     self._reference,
                     folder=self._folder.path,
                     checkpoints=self._folder.checkpoints,
-                    on_event=watcher,
+                    on_event=to_all(watcher, metrics),
                 )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt)
@@ -223,15 +241,19 @@ class Run:
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
-        beside = report.files(model, dataset, examples=experiment.serve.examples)
+        beside = carried.files(model, dataset, examples=experiment.serve.examples)
+        decided = decision.fit(
+            package.outputs(model, dataset.validation.x), dataset.validation.y, experiment.evaluate
+        )
         package.build(
             folder,
             model=model,
             dataset_schema=dataset.schema,
             preprocess=dataset.preprocess,
+            decision=decided,
             experiment_yaml=render(experiment),
             sample_x=dataset.test.x[:256],
-            max_batch=experiment.serve.batch.max,
+            max_batch=experiment.serve.batch.largest,
             provenance={
                 "git_commit": provenance.git_commit(),
                 "data_digest": dataset.digest,
@@ -241,7 +263,7 @@ class Run:
             },
             beside=beside,
         )
-        self._tracker.text(run_id, report.IMPORTANCE, beside[report.IMPORTANCE].decode())
+        self._tracker.text(run_id, carried.IMPORTANCE, beside[carried.IMPORTANCE].decode())
         runtime = Runtime.load(folder)
         test = {
             "model": score(runtime, dataset),
@@ -252,6 +274,17 @@ class Run:
             self._tracker.metrics(
                 run_id, {f"{prefix}_{m}": v for m, v in metrics.items()}, results["train"]["epochs"]
             )
+        sliced = score_slices(runtime, dataset)
+        self._tracker.metrics(
+            run_id,
+            {
+                re.sub(r"[^\w\-./: ]", "_", f"test_{metric}/{column}/{group}"): value
+                for column, groups in sliced.items()
+                for group, metrics in groups.items()
+                for metric, value in metrics.items()
+            },
+            results["train"]["epochs"],
+        )
         version = registry.register(
             experiment.name,
             run_id=run_id,
@@ -264,8 +297,21 @@ class Run:
             },
         )
         self._tracker.finish(run_id)
-        self._terminal.say(_score_table(experiment, version.version, test, len(dataset.test)))
-        return {"name": version.name, "version": version.version, "test": test}
+        self._terminal.say(score_table(experiment, version.version, test, len(dataset.test)))
+        if decided != decision.Decision():
+            self._terminal.say(
+                f"decide logits times {decided.scale:.4g} plus {decided.shift:.4g}; "
+                f"{dataset.schema.classes[-1]!r} above {decided.threshold:.4f}"
+            )
+        for column, groups in sliced.items():
+            self._terminal.say(slice_table(column, groups))
+        return {
+            "name": version.name,
+            "version": version.version,
+            "test": test,
+            "slices": sliced,
+            "decision": asdict(decided),
+        }
 
     def _gate(self, results: dict[str, Any]) -> dict[str, Any]:
         registered = results["register"]
@@ -326,33 +372,6 @@ class Run:
             "lepton_ray.data_digest": self._dataset.digest,
             "mlflow.source.git.commit": provenance.git_commit(),
         }
-
-
-def _score_table(
-    experiment: config.Experiment, version: int, test: dict[str, dict[str, float]], rows: int
-) -> str:
-    names = list(test["model"])
-    widths = [max(10, len(name) + 2) for name in names]
-    titles = {
-        "model": f"{experiment.model.name} (version {version})",
-        "boosting": "gradient boosting",
-        "linear": "linear baseline",
-        "baseline": "trivial baseline",
-    }
-
-    def line(title: str, cells: list[str]) -> str:
-        return f"{title:39}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-
-    return "\n".join(
-        [
-            line(f"score  on {rows} test samples", names),
-            *(
-                line(f"       {title}", [f"{test[key][name]:.4f}" for name in names])
-                for key, title in titles.items()
-                if key in test
-            ),
-        ]
-    )
 
 
 def _settings(params: Mapping[str, Any]) -> str:

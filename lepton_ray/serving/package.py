@@ -1,7 +1,8 @@
 """Build a model version: the one format, checked before it can be registered.
 
 ``model.pt2`` and ``model.onnx`` (exported in eval mode with a free batch size), ``preprocess.json``
-with its tensors, ``schema.json``, ``experiment.yaml``, and ``manifest.json`` last. No pickle.
+with its tensors, ``schema.json``, ``decision.json``, ``experiment.yaml``, and ``manifest.json``
+last. No pickle.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,18 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from lepton_ray.data.decision import Decision
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import RunError
 from lepton_ray.serving import manifest as manifests
-from lepton_ray.serving.runtime import open_session, run_session, softmax
+from lepton_ray.serving.runtime import DECISION, open_session, run_session
 from lepton_ray.training.digest import state_sha256
 
+PLAIN = Decision()
 TOLERANCE = 1e-5  # between runtimes, and between batch sizes where they are not bit-equal
 BATCH_SIZES = (1, 2, 3, 7)
+PART = 256  # samples of one forward pass in `outputs`
 
 Floats = npt.NDArray[np.float32]
 
@@ -42,6 +47,7 @@ def build(
     model: nn.Module,
     dataset_schema: Schema,
     preprocess: Preprocess,
+    decision: Decision = PLAIN,
     experiment_yaml: str,
     sample_x: Inputs,
     max_batch: int,
@@ -67,6 +73,7 @@ def build(
         _export(eager, torch.from_numpy(sample_x[:2].copy()), aside)
     preprocess.save(aside)
     (aside / "schema.json").write_text(json.dumps(dataset_schema.to_json(), indent=1))
+    (aside / DECISION).write_text(json.dumps(asdict(decision), indent=1))
     (aside / "experiment.yaml").write_text(experiment_yaml)
     for name, content in (beside or {}).items():
         (aside / name).write_bytes(content)
@@ -76,7 +83,11 @@ def build(
             **provenance,
             "weights_sha256": state_sha256(eager.state_dict()),
             "parity": _compare(
-                eager, aside, sample_x, max_batch, classify=bool(dataset_schema.classes)
+                eager,
+                aside,
+                sample_x,
+                max_batch,
+                decision.probabilities if dataset_schema.classes else _unchanged,
             ),
         },
     )
@@ -104,7 +115,11 @@ def _export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
 
 
 def _compare(
-    eager: nn.Module, folder: Path, x: Inputs, max_batch: int, *, classify: bool
+    eager: nn.Module,
+    folder: Path,
+    x: Inputs,
+    max_batch: int,
+    answers_of: Callable[[Floats], Floats],
 ) -> dict[str, Any]:
     """Answers of eager torch, pt2 and ONNX Runtime to the same samples: probabilities, or values in
     units of the training targets' deviation.
@@ -113,7 +128,6 @@ def _compare(
     """
     x = x[: max(max_batch, *BATCH_SIZES)]
     session = open_session(folder / "model.onnx")
-    answers_of = softmax if classify else _outputs
     with _quiet():
         program = torch.export.load(folder / "model.pt2").module()
     alone = np.concatenate([answers_of(run_session(session, x[i : i + 1])) for i in range(len(x))])
@@ -153,8 +167,17 @@ def _distance(ours: Floats, theirs: Floats, name: str) -> float:
     return difference
 
 
-def _outputs(outputs: Floats) -> Floats:
+def _unchanged(outputs: Floats) -> Floats:
     return outputs
+
+
+def outputs(model: nn.Module, x: Inputs) -> Floats:
+    """[n, outputs] What a model gives for samples, in parts."""
+    was_training = model.training
+    model.eval()
+    parts = [_torch(model, x[at : at + PART]) for at in range(0, len(x), PART)]
+    model.train(was_training)
+    return np.concatenate(parts)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Usable without Ray and without torch: ``load_model("digits@champion").predict(ro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from lepton_ray.data.decision import Decision
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
@@ -22,6 +24,7 @@ Floats = npt.NDArray[np.floating]
 
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
 EXAMPLES = "examples.json"
+DECISION = "decision.json"
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
 
@@ -30,6 +33,7 @@ class Runtime:
 
     Attributes:
         schema: the columns it takes and the classes it answers with.
+        decision: how its outputs become probabilities and a class.
         manifest: where it came from.
         name, version: in the registry; "" and 0 for a folder that is not registered.
         examples: test samples that it carries, each with ``row`` and true ``answer``.
@@ -40,6 +44,7 @@ class Runtime:
         session: onnxruntime.InferenceSession,
         preprocess: Preprocess,
         schema: Schema,
+        decision: Decision,
         manifest: dict[str, Any],
         name: str,
         version: int,
@@ -48,6 +53,7 @@ class Runtime:
         self._session = session
         self._preprocess = preprocess
         self.schema = schema
+        self.decision = decision
         self.manifest = manifest
         self.name = name
         self.version = version
@@ -60,15 +66,15 @@ class Runtime:
         Raises:
             ModelError: for a newer format or changed files.
         """
-        import json
-
         manifest = manifests.verify(folder)
         schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
         session = open_session(folder / "model.onnx")
         listed = folder / EXAMPLES
         examples = json.loads(listed.read_text()) if listed.exists() else ()
         fitted = Preprocess.load(folder)
-        return Runtime(session, fitted, schema, manifest, name, version, examples)
+        return Runtime(
+            session, fitted, schema, read_decision(folder), manifest, name, version, examples
+        )
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer] | list[Value]:
         """An answer for each row.
@@ -91,10 +97,10 @@ class Runtime:
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.schema.outputs))
 
-    def warm_up(self) -> None:
+    def warm_up(self, rows: int = 1) -> None:
         """Answer once, so that the first request does not pay for what the session sets up."""
         taken = self._session.get_inputs()[0]
-        run_session(self._session, np.zeros((1, *taken.shape[1:]), DTYPES[taken.type]))
+        run_session(self._session, np.zeros((rows, *taken.shape[1:]), DTYPES[taken.type]))
 
     def forward(self, columns: Mapping[str, Any]) -> Floats:
         """The same for one batch, in one forward pass; NaN for a row of infinite inputs."""
@@ -103,7 +109,7 @@ class Runtime:
         # Some models have a number for infinity: a ReLU makes nothing of what is below zero.
         outputs[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = np.nan
         if self.schema.classes:
-            return softmax(outputs)
+            return self.decision.probabilities(outputs)
         return self._preprocess.target_values(outputs)
 
     def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
@@ -133,8 +139,14 @@ class Runtime:
             return [Value(value=value) for (value,) in found.tolist()]
         return [
             Answer(label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
-            for best, row in zip(found.argmax(1).tolist(), found.tolist(), strict=True)
+            for best, row in zip(self.decision.chosen(found).tolist(), found.tolist(), strict=True)
         ]
+
+
+def read_decision(folder: Path) -> Decision:
+    """Of a version; versions of format 1 have none."""
+    path = folder / DECISION
+    return Decision(**json.loads(path.read_text())) if path.exists() else Decision()
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -150,11 +162,4 @@ def run_session(session: onnxruntime.InferenceSession, x: Inputs) -> npt.NDArray
     """[n, classes] Logits from inputs [n, ...]."""
     (logits,) = session.run(None, {session.get_inputs()[0].name: x})
     result: npt.NDArray[np.float32] = logits
-    return result
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Row by row, so that a row's answer does not depend on the rows beside it."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float32] = shifted / shifted.sum(axis=1, keepdims=True)
     return result

@@ -6,8 +6,10 @@ driver, and it writes here.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from lepton_ray.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 FLUSH_S = 1.0
@@ -59,6 +63,28 @@ def client() -> MlflowClient:
             f"the MLflow store {uri} cannot be used: {_first_line(error)}; set MLFLOW_TRACKING_URI"
         ) from error
     return store
+
+
+def top_level_runs(name: str | None, most: int) -> list[Any]:
+    """The newest runs that are no trials, each tagged with its experiment's name.
+
+    Args:
+        name: of an experiment; all of them by default.
+    """
+    store = client()
+    names = {e.experiment_id: e.name for e in store.search_experiments()}
+    chosen = [i for i, n in names.items() if name is None or n == name]
+    if not chosen:
+        return []
+    found = store.search_runs(
+        chosen,
+        "tags.`lepton_ray.kind` != 'trial'",
+        max_results=most,
+        order_by=["attributes.start_time DESC"],
+    )
+    for run in found:
+        run.data.tags["lepton_ray.experiment"] = names[run.info.experiment_id]
+    return list(found)
 
 
 def _check_writable(uri: str) -> None:
@@ -133,21 +159,35 @@ class Tracker:
             self.client.set_terminated(run.info.run_id, "KILLED")
 
     def metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
-        """Record numbers; they reach the store within a second or with `finish`."""
+        """Record numbers; they reach the store within a second or with `finish`.
+
+        A store that cannot be written just now gets them later: what is measured goes on.
+        """
         now = int(time.time() * 1000)
         self._buffered.setdefault(run_id, []).extend(
             Metric(name, value, now, step) for name, value in values.items() if math.isfinite(value)
         )
         if time.monotonic() - self._flushed_at >= FLUSH_S:
-            self.flush()
+            try:
+                self.flush()
+            except (MlflowException, OSError) as error:
+                self._flushed_at = time.monotonic()
+                logger.warning("metrics are kept for later: %s", _first_line(error))
 
     def flush(self) -> None:
         """Write what is buffered."""
-        for run_id, metrics in self._buffered.items():
-            for first in range(0, len(metrics), BATCH):
-                self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
-        self._buffered.clear()
+        for run_id in list(self._buffered):
+            metrics = self._buffered[run_id]
+            while metrics:
+                self.client.log_batch(run_id, metrics=metrics[:BATCH])
+                del metrics[:BATCH]
+            del self._buffered[run_id]
         self._flushed_at = time.monotonic()
+
+    def recorded(self, run_id: str) -> int:
+        """The last epoch of a training whose metrics the store has."""
+        history = self.client.get_metric_history(run_id, "train_loss")
+        return max((metric.step for metric in history), default=0)
 
     def tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
@@ -155,6 +195,13 @@ class Tracker:
     def text(self, run_id: str, name: str, content: str) -> None:
         """Record a small file."""
         self.client.log_text(run_id, content, name)
+
+    def file(self, run_id: str, name: str, content: bytes) -> None:
+        """Record a small file that is no text."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            self.client.log_artifact(run_id, str(path))
 
     def finish(self, run_id: str, status: Status = "FINISHED") -> None:
         self.flush()

@@ -11,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow.fs as pafs
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lepton_ray import storage
@@ -72,23 +71,24 @@ class CheckpointFolder:
                 earlier ones are untouched.
         """
         folder = self._folder(step)
-        data = save_tensors(tensors)
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "values": values,
-        }
         try:
             self._fs.create_dir(folder, recursive=True)
-            storage.write(self._fs, f"{folder}/{DATA}", data)
+            with storage.writing(self._fs, f"{folder}/{DATA}") as file:
+                save_file(tensors, file)  # its sister `save` stops all threads while it copies
+                size, sha256 = os.path.getsize(file), _sha256(file)
+            manifest = {
+                "format": FORMAT,
+                "step": step,
+                "bytes": size,
+                "sha256": sha256,
+                "values": values,
+            }
             storage.write(self._fs, f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             self._remove(folder)
             raise CheckpointError(f"checkpoint of step {step} not written: {error}") from error
-        self._prune()
-        return Saved(step=step, path=folder, bytes=len(data))
+        self._prune(step)
+        return Saved(step=step, path=folder, bytes=size)
 
     def load_last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and values of the last whole checkpoint, None when there is none."""
@@ -107,31 +107,39 @@ class CheckpointFolder:
 
     def list(self) -> list[Saved]:
         """Checkpoints that have a manifest, oldest first; their bytes are not checked."""
+        return [saved for saved, whole in self._folders() if whole]
+
+    def _folders(self) -> Sequence[tuple[Saved, bool]]:
+        """All, oldest first, and whether each has a manifest."""
         selector = pafs.FileSelector(self._root, allow_not_found=True)
         found = []
         for entry in self._fs.get_file_info(selector):
             name = PurePosixPath(entry.path).name
-            if entry.type != pafs.FileType.Directory or not name.startswith(PREFIX):
+            number = name.removeprefix(PREFIX)
+            if entry.type != pafs.FileType.Directory or name == number or not number.isdigit():
                 continue
             manifest, data = self._fs.get_file_info(
                 [f"{entry.path}/{MANIFEST}", f"{entry.path}/{DATA}"]
             )
-            if manifest.type == pafs.FileType.File and name.removeprefix(PREFIX).isdigit():
-                step = int(name.removeprefix(PREFIX))
-                found.append(Saved(step=step, path=entry.path, bytes=data.size or 0))
-        return sorted(found, key=lambda saved: saved.step)
+            saved = Saved(step=int(number), path=entry.path, bytes=data.size or 0)
+            found.append((saved, manifest.type == pafs.FileType.File))
+        return sorted(found, key=lambda one: one[0].step)
 
     def _read(self, saved: Saved) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             manifest = json.loads(storage.read(self._fs, f"{saved.path}/{MANIFEST}"))
-            data = storage.read(self._fs, f"{saved.path}/{DATA}")
-            if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
-                raise CheckpointError(f"{saved.path}: the bytes do not match the manifest")
-            return load_tensors(data), manifest["values"]
+            with storage.reading(self._fs, f"{saved.path}/{DATA}") as file:
+                if _sha256(file) != manifest["sha256"]:
+                    raise CheckpointError(f"{saved.path}: the bytes do not match the manifest")
+                mapped = load_file(file)  # training goes on when the file is gone
+                return {n: t.clone() for n, t in mapped.items()}, manifest["values"]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{saved.path}: {error}") from error
 
-    def _prune(self) -> None:
+    def _prune(self, step: int) -> None:
+        for saved, whole in self._folders():
+            if not whole and saved.step < step:
+                self._remove(saved.path)  # of a replica that was lost while it wrote
         for saved in expendable(
             self.list(),
             keep=self._keep,
@@ -153,6 +161,11 @@ class CheckpointFolder:
         return f"{self._root}/{PREFIX}{step:010d}"
 
 
+def _sha256(file: str) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def expendable(
     saved: Sequence[Saved], *, keep: int, keep_every: int | None, max_bytes: float
 ) -> list[Saved]:
@@ -162,40 +175,3 @@ def expendable(
     while len(kept) > 1 and sum(s.bytes for s in kept) > max_bytes:
         gone.append(kept.pop(0))
     return gone
-
-
-class Checkpointer:
-    """Saves in a thread of its own, one checkpoint at a time, so that steps do not wait.
-
-    A failed save (a full disk) is reported and stops nothing.
-    """
-
-    def __init__(self, folder: CheckpointFolder, report: Callable[[dict[str, Any]], None]) -> None:
-        self._folder = folder
-        self._report = report
-        self._thread: threading.Thread | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Start to save copies that the caller no longer changes; waits for the one before."""
-        self.wait()
-
-        def write() -> None:
-            try:
-                saved = self._folder.save(step, tensors, values)
-                self._report({"kind": "checkpoint", "step": step, "bytes": saved.bytes})
-            except CheckpointError as error:
-                logger.warning("%s", error)
-                self._report({"kind": "checkpoint_failed", "step": step, "error": str(error)})
-
-        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Until the save in flight is done."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None

@@ -100,7 +100,8 @@ class Scaling(ScalingPolicy):
         self._looked_at = 0.0
         self._pausing_since: float | None = None
         self._planned: elasticity.Resize | None = None
-        self.paused = False
+        self.paused: set[int] = set()
+        """Ranks of the group that wait at a step boundary; what they would lose is saved."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
@@ -117,7 +118,8 @@ class Scaling(ScalingPolicy):
         if self._planned is not None:
             assert self._pausing_since is not None
             waited = time.monotonic() - self._pausing_since
-            if self.paused or waited > PAUSE_TIMEOUT_S:
+            size = worker_group_state.num_workers
+            if len(self.paused) >= size or waited > PAUSE_TIMEOUT_S:
                 self._make_room()
                 return self._resize(self._planned.size)
             return NoopDecision()
@@ -140,6 +142,7 @@ class Scaling(ScalingPolicy):
         )
         if self._planned is not None:
             self._pausing_since = time.monotonic()
+            self.paused.clear()
             self._controller.tell(
                 kind="resize", reason=self._planned.reason, before=current, after=self._planned.size
             )
@@ -149,7 +152,7 @@ class Scaling(ScalingPolicy):
         return NoopDecision()
 
     def _resize(self, size: int) -> ResizeDecision:
-        self._planned, self._pausing_since, self.paused = None, None, False
+        self._planned, self._pausing_since = None, None
         return ResizeDecision(num_workers=size, resources_per_worker=self._each)
 
     @property
@@ -306,8 +309,8 @@ class Controller(TrainController):
         self.last_step = max(self.last_step, event.get("step", 0))
         if event["kind"] == "start":
             self.last_step = event["step"]
-        if event["kind"] == "paused":
-            self._scaling.paused = True
+        if event["kind"] == "paused" and event["rank"] is not None:  # of the group
+            self._scaling.paused.add(event["rank"])
         self._events.put(event)
 
     def tell(self, **event: Any) -> None:

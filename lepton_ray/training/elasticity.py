@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 SPOT = {"ray.io/market-type": "spot"}
 """How Ray labels a node that may be taken away."""
-MAX_STUCK = 3  # deaths in a row without one step done: the cause does not go away by itself
+MAX_STUCK = 3  # failures in a row without one step done: the cause does not go away by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +103,19 @@ class Verdict:
 def decide_failure(failure: Failure, earlier: Sequence[Failure]) -> Verdict:
     """Whether to start the group again from its last checkpoint.
 
-    Lost processes are retried without limit while training gets on. An exception of the training
+    Failures are retried without limit while training gets on. An exception of the training
     function is retried once: a fault of the machine does not come back at the same step, one of
     the code does.
     """
     if failure.fatal:
         return Verdict(retry=False, reason="the same would happen again")
+    if failure.exception and failure in earlier:
+        return Verdict(retry=False, reason=f"the same exception twice at step {failure.step}")
+    stuck = [f for f in earlier if f.step >= failure.step]
+    if len(stuck) >= MAX_STUCK:
+        times = f"failed {len(stuck) + 1} times without getting past step {failure.step}"
+        return Verdict(retry=False, reason=times)
     if failure.exception:
-        if failure in earlier:
-            return Verdict(retry=False, reason=f"the same exception twice at step {failure.step}")
         last = failure.exception.strip().splitlines()[-1]
         return Verdict(retry=True, reason=f"an exception, tried once more: {last}")
-    stuck = [f for f in earlier if not f.exception and f.step >= failure.step]
-    if len(stuck) >= MAX_STUCK:
-        return Verdict(
-            retry=False, reason=f"workers died {len(stuck) + 1} times at step {failure.step}"
-        )
     return Verdict(retry=True, reason="a worker was lost")

@@ -23,9 +23,9 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.data.augment import augment, draws
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.order import key, shard_indices, steps_per_epoch
-from lepton_ray.errors import DataError, DivergenceError, ExperimentError, TrainingError
-from lepton_ray.training import allocator, determinism, digest, evaluation
-from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
+from lepton_ray.errors import DataError, DivergenceError, TrainingError
+from lepton_ray.training import allocator, determinism, digest, evaluation, exactness
+from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.membership import (
     DoubtError,
     Entry,
@@ -33,10 +33,12 @@ from lepton_ray.training.membership import (
     LostPeerError,
     Membership,
     OutvotedError,
+    delivery,
 )
 from lepton_ray.training.metrics import DIRECTIONS
 from lepton_ray.training.optimization import build_optimizer
 from lepton_ray.training.profiler import Profiler
+from lepton_ray.training.saving import Saver
 from lepton_ray.training.state import TrainState, averaged_copy
 from lepton_ray.training.step import TrainStep
 from lepton_ray.training.tasks import task_of
@@ -84,10 +86,8 @@ class Replica:
         self._tell = report or _silent
         self._report: Report = _silent  # until it is replica 0
         self._checkpoints = checkpoints
-        self._checkpointer: Checkpointer | None = None
+        self._saver: Saver | None = None
         self._profiler: Profiler | None = None
-        self._saved_at = time.monotonic()
-        self._saved_step = 0
         self._has_state = False
         self._told_at = time.monotonic()
         self._stepped_at: float | None = None
@@ -118,7 +118,7 @@ class Replica:
             dataset.schema.outputs,
             dataset.preprocess.facts,
         ).to(self.device)
-        refuse_inexact(model)
+        exactness.refuse_inexact(model)
         optimizer = build_optimizer(
             train.optimizer, [p for p in model.parameters() if p.requires_grad]
         )
@@ -146,16 +146,17 @@ class Replica:
         self._step.join(self.peers)
         if entry.restore and self.peers.rank == entry.source:
             self._restore()
-        if self.peers.rank == entry.source:
-            for rank in entry.behind:
-                self.peers.send(self.state.to_bytes(), rank)
-        elif self.peers.rank in entry.behind:
-            self.state.from_bytes(self.peers.receive(entry.source))
+        if entry.behind:
+            is_source = self.peers.rank == entry.source
+            tensors, values = self.state.view() if is_source else ({}, {})
+            found = delivery.deliver(self.peers, tensors, values, entry.source, entry.behind)
+            if self.peers.rank in entry.behind:
+                self.state.load(*found)
         self._has_state = True
         if self.peers.rank == 0:
             self._take_charge(restored=entry.restore)
         else:
-            self._report, self._checkpointer, self._profiler = _silent, None, None
+            self._report, self._saver, self._profiler = _silent, None, None
         self._pace = (time.monotonic(), self.state.step)
         self._first_step = True
         self._report(
@@ -180,12 +181,18 @@ class Replica:
             return
         self._report = self._tell
         if self._checkpoints:
-            self._checkpointer = Checkpointer(self._checkpoints, self._report)
-            self._saved_at, self._saved_step = time.monotonic(), self.state.step
+            self._saver = Saver(
+                self._checkpoints,
+                self._report,
+                self.experiment.train.checkpoint,
+                self.profile.to_json(),
+                # What the one before has saved is not known here.
+                (self.state.step, self.epoch) if restored else None,
+            )
         if self.experiment.train.profile:
             self._profiler = Profiler(self.experiment.train.profile, self.device, self._report)
-        if self.state.history and not restored:  # the one before may not have come to it
-            self._report_epoch()
+        # The one before may not have come to report all, or its driver not to write it down.
+        self._report({"kind": "history", "epochs": self.state.history, "steps": self.epoch_steps})
 
     def _restore(self) -> None:
         """Go on from the last whole checkpoint, if there is one.
@@ -212,6 +219,8 @@ class Replica:
         while True:
             try:
                 if self.finished:
+                    if self._saver:  # before others hear of the end, and end this process
+                        self._saver.save(self.state)
                     if not self._join(done=True):
                         break
                 elif self.state.step < (self.epoch + 1) * self.epoch_steps:
@@ -223,8 +232,6 @@ class Replica:
                 if not self._membership.lasting:
                     raise
                 self._join()
-        if self._checkpointer:
-            self._checkpointer.wait()
         if self._profiler:
             self._profiler.stop()
 
@@ -251,26 +258,19 @@ class Replica:
             )
         self.state.history.append(metrics)
         self._keep_best(metrics)
-        self._report_epoch()
+        told = {"epoch": self.epoch, "step": self.state.step, "metrics": metrics}
+        self._report({"kind": "epoch", **told})
         self._pace = (time.monotonic(), self.state.step)
-        if self.finished:
-            self._save(force=True)
         return metrics
-
-    def _report_epoch(self) -> None:
-        self._report(
-            {
-                "kind": "epoch",
-                "epoch": self.epoch,
-                "step": self.epoch * self.epoch_steps,
-                "metrics": self.state.history[-1],
-            }
-        )
 
     def advance(self) -> None:
         """One step and what follows it: digest, checkpoint, a change of the generation."""
         began, waited = time.monotonic(), self.peers.waited_s
-        self._step.run(wish=self._membership.change_wished())
+        try:
+            self._step.run(wish=self._membership.change_wished())
+        except RuntimeError as error:
+            exactness.name_operation(error, self.experiment.name)
+            raise
         own_s = time.monotonic() - began - (self.peers.waited_s - waited)
         self._membership.note_pace(own_s / self._step.hosted)
         if self._profiler:
@@ -284,7 +284,8 @@ class Replica:
         train = self.experiment.train
         if self.state.step % train.digest_every == 0 or self.state.step == self.total_steps:
             self._link_digest()
-        self._save(force=False)
+        if self._saver:
+            self._saver.after_step(self.state)
         self._report_progress()
         if self._step.wished and self.state.step < self.total_steps:
             self._change()
@@ -292,9 +293,8 @@ class Replica:
     def _change(self) -> None:
         """On to the next generation; a replica that leaves saves what might be lost with it."""
         if self._membership.leaving:
-            if self._checkpointer:
-                self._save(force=True)
-                self._checkpointer.wait()
+            if self._saver:
+                self._saver.save(self.state)
             self._tell({"kind": "paused", "step": self.state.step})
         self._join()
 
@@ -357,11 +357,12 @@ class Replica:
         if self.peers.size > 1:
             rows = self.peers.gather(torch.tensor(list(bytes.fromhex(link)), dtype=torch.uint8))
             if bool((rows != rows[0]).any()):
-                self._settle(rows, weights, gradients)
+                links = [bytes(row.tolist()).hex() for row in rows]
+                self._settle(links, weights, gradients)
         self._report({"kind": "digest", "step": state.step, "digest": link})
 
     def _settle(
-        self, links: Tensor, weights: dict[str, Tensor], gradients: list[Tensor]
+        self, links: list[str], weights: dict[str, Tensor], gradients: list[Tensor]
     ) -> NoReturn:
         """Replicas hold different bytes: most are believed, and go on without the others.
 
@@ -370,14 +371,10 @@ class Replica:
             DoubtError: in the others, which go back to before the difference.
             DivergenceError: in all, where nobody can be outvoted or nobody could go on.
         """
-        names = [*(f"gradient {i}" for i in range(len(gradients))), *weights]
-        mine = [digest.state_sha256({"": t}) for t in (*gradients, *weights.values())]
-        tensor = digest.first_difference(self.peers.gather_json(mine), names)
-        what = (
-            f"replicas hold different bytes at step {self.state.step}, first in {tensor}: a "
-            "replica's hardware or a model that keeps state outside its parameters and buffers"
-        )
-        wrong = digest.outvoted([bytes(row.tolist()).hex() for row in links])
+        if self._saver:
+            self._saver.wait()  # or one of void steps could be there after `drop_after`
+        what = exactness.first_difference(self.peers, self.state.step, gradients, weights)
+        wrong = digest.outvoted(links)
         if not wrong or not self._membership.lasting:
             raise DivergenceError(what)
         if self.peers.rank in wrong:
@@ -386,22 +383,6 @@ class Replica:
             checked = [step for step, _ in self.state.links[:-1]]
             self._checkpoints.drop_after(checked[-1] if checked else -1)
         raise DoubtError(what)
-
-    def _save(self, *, force: bool) -> None:
-        if self._checkpointer is None:
-            return
-        limits = self.experiment.train.checkpoint
-        steps = self.state.step - self._saved_step
-        due = time.monotonic() - self._saved_at >= limits.every_s or (
-            limits.every_steps is not None and steps >= limits.every_steps
-        )
-        lasting = limits.keep_every is not None and self.state.step % limits.keep_every == 0
-        if force or lasting or (due and not self._checkpointer.busy):
-            tensors, values = self.state.dump()
-            values["profile"] = self.profile.to_json()
-            self._checkpointer.save(self.state.step, tensors, values)
-            self._saved_at = time.monotonic()
-            self._saved_step = self.state.step
 
     def _fetch(self, step: int, shard: int) -> tuple[Tensor, Tensor]:
         train, samples = self.experiment.train, self.dataset.train
@@ -419,25 +400,3 @@ class Replica:
         if train.augment is not None:
             x = augment(x, draws(train.seed, epoch, len(samples))[rows], train.augment)
         return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)
-
-
-def refuse_inexact(model: torch.nn.Module) -> None:
-    """What the exact step cannot do.
-
-    Raises:
-        ExperimentError: naming the modules and tensors, and the way out.
-    """
-    problems = [
-        f"model: {name or 'the model'} is SyncBatchNorm, which mixes shards: use BatchNorm, whose "
-        "statistics are averaged over the shards of each step"
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.SyncBatchNorm)
-    ]
-    problems += [
-        f"model: {name} is {tensor.dtype}: weights must be float32; for less precise arithmetic "
-        "set train.precision: bf16"
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if tensor.is_floating_point() and tensor.dtype != torch.float32
-    ]
-    if problems:
-        raise ExperimentError("experiment", problems)

@@ -23,7 +23,9 @@ SMALLEST = 1e-7  # a class given probability 0 would make the loss infinite
 
 
 def classification(
-    probabilities: npt.NDArray[np.floating], y: npt.NDArray[Any]
+    probabilities: npt.NDArray[np.floating],
+    y: npt.NDArray[Any],
+    predicted: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, float]:
     """``loss`` (mean cross-entropy, nats), ``accuracy``, ``f1_macro``.
 
@@ -32,8 +34,10 @@ def classification(
     Args:
         probabilities: [n, classes]
         y: [n] index of the true class
+        predicted: [n] index of the answer; default the likeliest
     """
-    predicted = probabilities.argmax(1)
+    if predicted is None:
+        predicted = probabilities.argmax(1)
     of_true = probabilities[np.arange(len(y)), y].clip(SMALLEST, 1.0)
     scores = []
     for label in np.unique(y):

@@ -7,13 +7,11 @@ the step.
 from __future__ import annotations
 
 import copy
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from lepton_ray.errors import CheckpointError
@@ -58,6 +56,12 @@ class TrainState:
 
     def dump(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Copies of all tensors by name, and the plain values; `load` takes them back."""
+        tensors, values = self.view()
+        copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
+        return copies, values
+
+    def view(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`dump` without the copies: the next step changes the tensors."""
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
         for prefix, weights in self._weights().items():
@@ -81,10 +85,9 @@ class TrainState:
             "best_epoch": self.best_epoch,
             "optimizer": scalars,
         }
-        copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
-        return copies, values
+        return tensors, values
 
-    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
         """Become the state that was dumped; the model and optimizer must be of the same shapes.
 
         Raises:
@@ -120,17 +123,6 @@ class TrainState:
         self.links = [(int(step), str(link)) for step, link in values["links"]]
         self.history = list(values["history"])
         self.best_epoch = int(values["best_epoch"])
-
-    def to_bytes(self) -> bytes:
-        """The dump as one piece, for another replica."""
-        tensors, values = self.dump()
-        head = json.dumps(values).encode()
-        return len(head).to_bytes(8, "little") + head + save_tensors(tensors)
-
-    def from_bytes(self, data: bytes) -> None:
-        """Become the state that another replica sent."""
-        length = int.from_bytes(data[:8], "little")
-        self.load(load_tensors(data[8 + length :]), json.loads(data[8 : 8 + length]))
 
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         parts = {"model": self.model.state_dict()}

@@ -58,13 +58,18 @@ class TrainStep:
         self._forward = torch.compile(state.model) if train.compile else state.model
         self._shards = train.n_shards
         self._parameters = [p for p in state.model.parameters() if p.requires_grad]
-        self._buffers = list(state.model.buffers())
+        self._buffer_places = [
+            (module, name)
+            for module in state.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         # What is added over the shards: the gradients, then the buffers' changes, the loss and the
         # wish. Those behind the gradients are known before the backward and travel in its last
         # bucket.
         numels = [p.numel() for p in self._parameters]
         self._buckets = buckets(numels)
-        tail = [*(b.numel() for b in self._buffers), 1, 1]
+        tail = [*map(_numel, self._buffers), 1, 1]
         self._buckets[-1] += range(len(numels), len(numels) + len(tail))
         self._numels = [*numels, *tail]
         self._reductions: list[Reduction] = []
@@ -87,6 +92,11 @@ class TrainStep:
     def hosted(self) -> int:
         """How many shards are this replica's."""
         return len(self._hosted)
+
+    @property
+    def _buffers(self) -> list[Tensor]:
+        """Looked up, since a model may put another tensor in a buffer's place."""
+        return [getattr(module, name).detach() for module, name in self._buffer_places]
 
     def leave(self) -> None:
         """Let go of what is in flight with replicas of which one is lost."""
@@ -152,16 +162,19 @@ class TrainStep:
         ]
 
     def _tail(self, shard: int, before: list[Tensor], loss: Tensor, wish: bool) -> list[Tensor]:
-        """Buffer changes of one shard as float32 (whole numbers count from shard 0), loss, wish.
+        """Buffer changes of one shard as float32, loss, wish.
 
-        Changes rather than values: a buffer nobody changes stays the same bytes for any shards.
+        Changes rather than values: a buffer nobody changes, one that holds infinities too, stays
+        the same bytes for any shards. What is not of floats is shard 0's, byte by byte: each is a
+        float32, so that a sum with zeros keeps it.
         """
         changes = []
         for now, then in zip(self._buffers, before, strict=True):
-            change = (now - then) if now.dtype != torch.bool else (now ^ then)
-            if not now.is_floating_point() and shard != 0:
-                change = torch.zeros_like(change)
-            changes.append(change.float())
+            if now.is_floating_point():
+                changes.append(torch.where(now == then, 0.0, now - then))
+            else:
+                content = now.reshape(-1).view(torch.uint8)
+                changes.append((content if shard == 0 else torch.zeros_like(content)).float())
         return [*changes, loss.detach().float().reshape(1), torch.full_like(loss, wish).reshape(1)]
 
     def _backward_and_reduce(
@@ -240,18 +253,22 @@ class TrainStep:
             torch._foreach_mul_(gradients, (train.clip / (norm + 1e-6)).clamp(max=1.0))
         changes = reduced[len(self._parameters) : -2]
         for buffer, then, change in zip(self._buffers, before, changes, strict=True):
-            mean = change.view_as(buffer)
             if buffer.is_floating_point():
-                buffer.copy_(then + mean)
-            else:  # shard 0's change alone, scaled by 1 / shards on the way
-                whole = (mean * self._shards).round().to(buffer.dtype)
-                buffer.copy_(then ^ whole if buffer.dtype == torch.bool else then + whole)
+                buffer.copy_(then + change.view_as(buffer))
+            else:  # shard 0's alone, scaled by 1 / shards on the way
+                content = (change.reshape(-1) * self._shards).round().to(torch.uint8)
+                buffer.copy_(content.view(buffer.dtype).view_as(buffer))
         factor = learning_rate_factor(train.schedule, step, self._total_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = train.optimizer.lr * factor
         state.optimizer.step()
         if state.averaged is not None and train.ema is not None:
             _average(state.averaged, state.model, train.ema)
+
+
+def _numel(buffer: Tensor) -> int:
+    """How many numbers of a buffer travel, see `TrainStep._tail`."""
+    return buffer.numel() * (1 if buffer.is_floating_point() else buffer.element_size())
 
 
 def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:

@@ -172,24 +172,25 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             device=device,
             should_pause=pause_requested.is_set,
         )
-    replica = Replica(
-        experiment,
-        ray.get(config["dataset"][0]),
-        device=device,
-        membership=membership,
-        checkpoints=CheckpointFolder(
-            config["checkpoints"],
-            keep=experiment.train.checkpoint.keep,
-            keep_every=experiment.train.checkpoint.keep_every,
-            max_bytes=experiment.train.checkpoint.max_gb * 1e9,
-        ),
-        epochs=config["epochs"],
-        report=lambda event: controller.put.remote({**event, "at": time.time()}),
-    )
-    # Ray's collections look through all that torch has made: half a second, in which every replica
-    # waits for this one.
-    gc.freeze()
+    replica: Replica | None = None
     try:
+        replica = Replica(
+            experiment,
+            ray.get(config["dataset"][0]),
+            device=device,
+            membership=membership,
+            checkpoints=CheckpointFolder(
+                config["checkpoints"],
+                keep=experiment.train.checkpoint.keep,
+                keep_every=experiment.train.checkpoint.keep_every,
+                max_bytes=experiment.train.checkpoint.max_gb * 1e9,
+            ),
+            epochs=config["epochs"],
+            report=lambda event: controller.put.remote({**event, "at": time.time(), "rank": rank}),
+        )
+        # Ray's collections look through all that torch has made: half a second, in which every
+        # replica waits for this one.
+        gc.freeze()
         for _ in replica.epochs():
             pass
     except LeftError:
@@ -201,7 +202,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             raise LeftError from error  # it comes again
         text = "".join(traceback.format_exception(error))
         raise ReplicaError(
-            replica.state.step,
+            replica.state.step if replica is not None else 0,
             text,
             isinstance(error, LostPeerError | DoubtError),
             isinstance(error, LeptonRayError) and not isinstance(error, OutvotedError),

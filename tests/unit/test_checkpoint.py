@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 
 from lepton_ray.errors import CheckpointError
 from lepton_ray.training import checkpoint, digest
-from lepton_ray.training.checkpoint import Checkpointer, CheckpointFolder
+from lepton_ray.training.checkpoint import CheckpointFolder
+from lepton_ray.training.saving import Checkpointer
 from lepton_ray.training.state import TrainState
 
 
@@ -73,24 +76,39 @@ def test_the_byte_limit_drops_the_oldest_but_never_the_last(tmp_path: Path) -> N
     assert [s.step for s in tight.list()] == [5]
 
 
-def test_a_full_disk_keeps_the_last_good_one_and_is_reported(tmp_path: Path, monkeypatch) -> None:
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may be longer than 100 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_keeps_the_last_good_one_and_is_reported(tmp_path: Path) -> None:
     folder = CheckpointFolder(str(tmp_path))
     folder.save(1, tensors(1.0), {"step": 1})
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        folder.save(2, tensors(2.0), {"step": 2})
     events: list[dict] = []
     writer = Checkpointer(folder, events.append)
-    writer.save(3, tensors(3.0), {"step": 3})
-    writer.wait()
+    with full_disk():
+        with pytest.raises(CheckpointError, match="File too large"):
+            folder.save(2, tensors(2.0), {"step": 2})
+        writer.save(3, tensors(3.0), {"step": 3})
+        writer.wait()
     assert [e["kind"] for e in events] == ["checkpoint_failed"]
-    monkeypatch.undo()
-    assert [s.step for s in folder.list()] == [1]
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001"], "nothing half-written"
     assert folder.load_last()[1] == {"step": 1}
+
+
+def test_what_a_lost_replica_left_half_written_goes(tmp_path: Path) -> None:
+    folder = CheckpointFolder(str(tmp_path))
+    half = Path(folder.save(1, tensors(1.0), {"step": 1}).path)
+    (half / checkpoint.MANIFEST).unlink()
+    (half / f"{checkpoint.DATA}.0.tmp").write_bytes(b"half")
+    folder.save(2, tensors(2.0), {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000000002"]
 
 
 def test_a_uri_of_a_file_system_works_like_a_path(tmp_path: Path) -> None:

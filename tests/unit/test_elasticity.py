@@ -83,7 +83,7 @@ def test_deaths_without_progress_end_the_run() -> None:
     assert decide_failure(stuck, [stuck] * 2).retry
     verdict = decide_failure(stuck, [stuck] * 3)
     assert not verdict.retry
-    assert verdict.reason == "workers died 4 times at step 7"
+    assert verdict.reason == "failed 4 times without getting past step 7"
 
 
 def test_an_exception_is_tried_once_more_and_not_twice() -> None:
@@ -92,6 +92,13 @@ def test_an_exception_is_tried_once_more_and_not_twice() -> None:
     assert decide_failure(bug, [Failure(step=7, exception="")]).retry
     assert decide_failure(Failure(step=8, exception="IndexError: 3"), [bug]).retry
     assert decide_failure(bug, [bug]).reason == "the same exception twice at step 7"
+
+
+def test_exceptions_that_read_otherwise_each_time_end_too() -> None:
+    """Such as those that name an address in memory."""
+    earlier = [Failure(step=7, exception=f"KeyError: <object at 0x{n}>") for n in range(3)]
+    assert decide_failure(Failure(step=7, exception="KeyError: <object at 0x9>"), earlier[:2]).retry
+    assert not decide_failure(Failure(step=7, exception="KeyError: 0x9"), earlier).retry
 
 
 def test_own_errors_are_final() -> None:

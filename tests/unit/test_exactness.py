@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from lepton_ray import data
 from lepton_ray.config import validate
-from lepton_ray.config.schema import Experiment
+from lepton_ray.config.schema import Experiment, Train
+from lepton_ray.training.checkpoint import CheckpointFolder
+from lepton_ray.training.loop import Replica
+from lepton_ray.training.membership import Fixed, Peers
+from lepton_ray.training.state import TrainState
+from lepton_ray.training.step import TrainStep
+from tests import nets
 from tests.elastic import MODELS, OPTIMIZERS, PHASES, Generation, Kill, Outcome, train
 
 PAIRS = [(m, o) for m in MODELS for o in OPTIMIZERS]
@@ -86,6 +96,63 @@ def test_augmented_images_keep_the_bytes() -> None:
 def test_parameters_that_some_shards_do_not_use() -> None:
     changed = experiment("tests.nets:fork", "sgd")
     assert train(changed, [Generation(1)]) == train(changed, [Generation(4)])
+
+
+def test_buffers_of_any_kind() -> None:
+    changed = experiment("tests.nets:keeper", "sgd")
+    whole = train(changed, [Generation(1)])
+    assert whole == train(changed, [Generation(3)])
+    assert whole.history[-1]["val_accuracy"] > 0.5
+
+
+def test_buffers_change_as_they_do_in_one_shard() -> None:
+    model = nets.keeper((1, 8, 8), 10)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    settings = Train(batch=4, shards=4, optimizer={"name": "sgd", "lr": 0.1})
+    state = TrainState(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    step = TrainStep(
+        state,
+        settings,
+        total_steps=9,
+        loss=torch.nn.functional.cross_entropy,
+        fetch=lambda step, shard: (torch.full((1, 1, 8, 8), float(shard)), torch.tensor([1])),
+        device=torch.device("cpu"),
+    )
+    step.join(Peers())
+    step.run()
+    assert torch.equal(model.mask, before["mask"])
+    assert torch.equal(model.turns, before["turns"])
+    assert int(model.hash) == int(before["hash"]) + 2**33 + 1
+    assert model.odd.tolist() == [False, True]
+    assert torch.allclose(model.mean, torch.full((64,), 0.1 * (0 + 1 + 2 + 3) / 4))
+
+
+def test_the_end_is_saved_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever hears of it may end this process."""
+    folder = CheckpointFolder(str(tmp_path))
+    saved: list[int] = []
+
+    class Told(Fixed):
+        def enter(self, profile: Any, progress: Any, *, done: bool = False) -> Any:
+            if done:
+                tensors, values = folder.load_last()
+                saved.append((values["step"], len(values["history"])))
+            return super().enter(profile, progress, done=done)
+
+    write = CheckpointFolder.save
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return write(*arguments)
+
+    monkeypatch.setattr(CheckpointFolder, "save", slowly)
+    asked = experiment("mlp", "sgd")
+    replica = Replica(asked, data.load(asked.data), membership=Told(), checkpoints=folder)
+    for _ in replica.epochs():
+        pass
+    assert saved == [(STEPS, 2)]
 
 
 def test_early_stop_keeps_the_best_epoch_over_a_kill() -> None:

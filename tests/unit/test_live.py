@@ -6,6 +6,7 @@ import errno
 import functools
 import random
 from multiprocessing.connection import Client
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -74,6 +75,49 @@ def test_one_that_leaves_is_no_member_of_the_next() -> None:
     following = decide(there, 1)
     assert isinstance(following, Generation)
     assert following.members == ("b",)
+
+
+def test_one_that_leaves_hands_its_state_over_first() -> None:
+    """Asked when it had arrived already, and the others have none."""
+    there = [
+        arrived("a", (5, 0), member=True, leaving=True),
+        arrived("b", guaranteed=True),
+        arrived("c", leaving=True),
+    ]
+    assert decide(there, 1) == Generation(members=("b", "a"), source=1, behind=(0,), restore=False)
+
+
+def enter(member: Live, progress: Any = None) -> Thread:
+    """In a thread, as the others are waited for."""
+    entering = Thread(target=lambda: entries.append(member.enter(None, progress)))
+    entering.start()
+    return entering
+
+
+entries: list[Any] = []
+
+
+def test_one_that_connects_again_is_lost_to_the_others_first() -> None:
+    """Its connection broke, and the coordinator has not noticed yet."""
+    coordinator = Coordinator("127.0.0.1", b"secret", minimum=2, heartbeat_s=60.0)
+    entries.clear()
+
+    def member(name: str) -> Live:
+        return Live(coordinator.address, b"secret", id=name, guaranteed=True, host="127.0.0.1")
+
+    try:
+        one, other = member("one"), member("other")
+        for entering in [enter(one), enter(other)]:
+            entering.join(60)
+        assert [entry.peers.size for entry in entries] == [2, 2]
+        again = enter(member("other"))
+        assert one._lost.wait(60), "or it would wait for one that waits for it"
+        one._before.broken = True
+        enter(one, (3, 0)).join(60)
+        again.join(60)
+        assert [entry.peers.size for entry in entries[2:]] == [2, 2]
+    finally:
+        coordinator.close()
 
 
 @functools.cache

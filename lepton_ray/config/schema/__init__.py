@@ -18,6 +18,7 @@ from lepton_ray.config.schema.data import (
     TextData,
     TextPreprocess,
 )
+from lepton_ray.config.schema.evaluation import Evaluate
 from lepton_ray.config.schema.section import (
     Section,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Data",
     "Distribution",
     "EarlyStop",
+    "Evaluate",
     "Experiment",
     "Gate",
     "ImageData",
@@ -92,6 +94,7 @@ class Experiment(Section):
     train: Train = Train()
     workers: Workers = Workers()
     tune: Tune | None = None
+    evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     serve: Serve = Serve()
     storage: str = "lepton_results"
@@ -117,6 +120,11 @@ class Experiment(Section):
         if self.train.augment is not None and self.data.kind != "image":
             raise ValueError(
                 f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
+            )
+        if self.evaluate.slices and self.data.kind not in ("table", "text"):
+            raise ValueError(
+                f"evaluate.slices: are columns of a table or of texts, but data.kind is "
+                f"{self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(

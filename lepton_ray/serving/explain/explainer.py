@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from lepton_ray.data.decision import Decision
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import InputError
@@ -22,6 +23,7 @@ from lepton_ray.serving.explain import BASELINE, heatmap, sample
 from lepton_ray.serving.explain.answers import Completeness, Explanation, Part, check
 from lepton_ray.serving.explain.methods import explain
 from lepton_ray.serving.explain.sample import Sample
+from lepton_ray.serving.runtime import read_decision
 
 PATCHES = 8  # along each side of an image, for methods without gradients
 
@@ -34,11 +36,13 @@ class Explainer:
         program: torch.fx.GraphModule,
         preprocess: Preprocess,
         schema: Schema,
+        decision: Decision,
         baseline: Tensor | None,
     ) -> None:
         self._program = program
         self._preprocess = preprocess
         self.schema = schema
+        self._decision = decision
         self._baseline = baseline
 
     @staticmethod
@@ -58,7 +62,7 @@ class Explainer:
         baseline = None
         if (folder / BASELINE).exists():
             baseline = torch.from_numpy(load_file(folder / BASELINE)["mean"])
-        return Explainer(program, Preprocess.load(folder), schema, baseline)
+        return Explainer(program, Preprocess.load(folder), schema, read_decision(folder), baseline)
 
     def explain(
         self, columns: Mapping[str, Any], method: str | None = None, target: str | None = None
@@ -69,7 +73,7 @@ class Explainer:
             columns: column name -> values [n, ...], already checked.
             method: one of `answers.METHODS`; default integrated gradients where the model has
                 gradients by part, else Kernel SHAP.
-            target: a class; default the likeliest one of each row.
+            target: a class; default what each row is answered.
 
         Raises:
             InputError: for an unknown class or method, or one that the model does not allow.
@@ -117,12 +121,15 @@ class Explainer:
         if target is not None:
             return self.schema.classes.index(target)
         with torch.no_grad():
-            return int(of.rough(torch.ones(1, of.parts)).argmax(1))
+            found = self._answer(of.rough(torch.ones(1, of.parts))).numpy()
+        return int(self._decision.chosen(found)[0])
 
     def _answer(self, outputs: Tensor) -> Tensor:
         """Probabilities, or values in the target's unit."""
         if self.schema.classes:
-            return torch.softmax(outputs, 1)
+            shift = torch.zeros(outputs.shape[1])
+            shift[1] = self._decision.shift
+            return torch.softmax(outputs * self._decision.scale + shift, 1)
         fitted = self._preprocess
         values = outputs * fitted.target_deviation + fitted.target_mean
         return values.sign() * values.abs().expm1() if fitted.target_log else values

@@ -67,6 +67,7 @@ class Coordinator:
         self._connections: dict[str, Connection] = {}
         self._generation = 0
         self._ended = False
+        self._closed = threading.Event()
         self._profile: dict[str, Any] | None = None
         self._listener = Listener((host, 0), family="AF_INET", backlog=128)
         self._store = _store(host)
@@ -89,6 +90,7 @@ class Coordinator:
 
     def close(self) -> None:
         """Stop to serve; the replicas' connections end."""
+        self._closed.set()
         self._listener.close()
         with self._lock:
             for connection in self._connections.values():
@@ -101,7 +103,9 @@ class Coordinator:
             try:
                 connection = self._listener.accept()
             except OSError:
-                return  # closed
+                if self._closed.wait(BEAT_S):
+                    return
+                continue  # one that gave up while it waited, or no more files to open just now
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
@@ -148,6 +152,8 @@ class Coordinator:
                 self._tell({"kind": "refused", "reason": reason, "at": time.time()})
                 name = ""
             else:
+                if name in self._there:  # its connection broke, which shows here later
+                    self._drop(name, "lost")
                 self._there[name] = Standing(
                     id=name, guaranteed=hello["guaranteed"], node=hello["node"]
                 )
@@ -194,17 +200,20 @@ class Coordinator:
 
     def _gone(self, name: str, connection: Connection, reason: str) -> None:
         with self._lock:
-            if self._connections.get(name) is not connection:
-                return  # it has come back by another one
-            standing = self._there.pop(name)
-            del self._connections[name]
-            if self._ended:
-                return
-            if standing.member and reason != LEFT:  # who leaves does so between two steps
-                self._send_members("lost")
-            if standing.member:
-                self._event(f"{name} {reason}")
-            self._follow()
+            if self._connections.get(name) is connection:  # else it has come back by another one
+                self._drop(name, reason)
+
+    def _drop(self, name: str, reason: str) -> None:
+        """Go on without one. Under the lock."""
+        standing = self._there.pop(name)
+        del self._connections[name]
+        if self._ended:
+            return
+        if standing.member and reason != LEFT:  # who leaves does so between two steps
+            self._send_members("lost")
+        if standing.member:
+            self._event(f"{name} {reason}")
+        self._follow()
 
     def _follow(self) -> None:
         """Form the next generation if it is time. Under the lock."""

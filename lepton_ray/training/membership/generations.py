@@ -69,7 +69,11 @@ def decide(standings: Sequence[Standing], minimum: int) -> Generation | End | No
     """
     if any(s.member and not s.arrived for s in standings):
         return None
-    there = [s for s in standings if s.arrived and not s.leaving]
+    arrived = [s for s in standings if s.arrived]
+    there = [s for s in arrived if not s.leaving]
+    if there and all(s.progress is None for s in there):
+        # The state is that of one that leaves: it hands it over first.
+        there += [s for s in arrived if s.leaving and s.progress is not None]
     if not there:
         return None
     complete = sum(s.guaranteed for s in there) >= minimum

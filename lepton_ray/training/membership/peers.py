@@ -35,7 +35,7 @@ class Peers:
         lost: threading.Event | None = None,
     ) -> None:
         self._group = group
-        self._device = device or torch.device("cpu")
+        self.device = device or torch.device("cpu")
         self._lost = lost
         self.broken = False
         """Whether a collective failed."""
@@ -86,8 +86,8 @@ class Peers:
         """[size, n] Everybody's [n]."""
         if self.size == 1:
             return mine.unsqueeze(0)
-        gathered = torch.empty(self.size * mine.numel(), dtype=mine.dtype, device=self._device)
-        self.wait(self.all_gather(gathered, mine.to(self._device)))
+        gathered = torch.empty(self.size * mine.numel(), dtype=mine.dtype, device=self.device)
+        self.wait(self.all_gather(gathered, mine.to(self.device)))
         return gathered.view(self.size, -1).to(mine.device)
 
     def gather_json(self, mine: Any) -> list[Any]:
@@ -106,21 +106,6 @@ class Peers:
         """Add everybody's in place; exact only where all but one are zero."""
         if self.size > 1:
             self.wait(self._start("allreduce", [tensor]))
-
-    def send(self, data: bytes, to: int) -> None:
-        """Send bytes to a replica that receives them."""
-        whole = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device)
-        length = torch.tensor([len(data)], device=self._device)
-        for part in (length, whole):
-            self.wait(self._start("send", [part], to, 0))
-
-    def receive(self, source: int) -> bytes:
-        """The bytes a replica sends."""
-        length = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self.wait(self._start("recv", [length], source, 0))
-        whole = torch.empty(int(length), dtype=torch.uint8, device=self._device)
-        self.wait(self._start("recv", [whole], source, 0))
-        return whole.cpu().numpy().tobytes()
 
     def close(self) -> None:
         """Let the group go.

@@ -1,0 +1,60 @@
+"""Tables of scores, as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lepton_ray.config import schema as config
+
+
+def score_table(
+    experiment: config.Experiment, version: int, test: dict[str, dict[str, float]], rows: int
+) -> str:
+    """The version's metrics on the test split, and those of what it is measured against."""
+    names = list(test["model"])
+    widths = [max(10, len(name) + 2) for name in names]
+    titles = {
+        "model": f"{experiment.model.name} (version {version})",
+        "boosting": "gradient boosting",
+        "linear": "linear baseline",
+        "baseline": "trivial baseline",
+    }
+
+    def line(title: str, cells: list[str]) -> str:
+        return f"{title:39}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+    return "\n".join(
+        [
+            line(f"score  on {rows} test samples", names),
+            *(
+                line(f"       {title}", [f"{test[key][name]:.4f}" for name in names])
+                for key, title in titles.items()
+                if key in test
+            ),
+        ]
+    )
+
+
+def slice_table(column: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics of each group of a column; a dash where a group has none (AUC of one class)."""
+    names = list(dict.fromkeys(name for metrics in groups.values() for name in metrics))
+    widths = [max(10, len(name) + 2) for name in names]
+
+    def line(title: str, cells: list[str]) -> str:
+        return f"{title:39.39}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+    return "\n".join(
+        [
+            line(f"slices of {column}", names),
+            *(
+                line(f"       {group}", [_cell(name, metrics.get(name)) for name in names])
+                for group, metrics in groups.items()
+            ),
+        ]
+    )
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if name == "samples" else f"{value:.4f}"
