@@ -103,7 +103,7 @@ class Bench:
         )
         dataset = data.load(experiment.data)
         for seed in (0, 1):
-            folder = self.folder / f"{name}-{seed}"
+            folder = self.folder / f"{name}-{seed}" / "version"
             package.build(
                 folder,
                 model=make(name, seed),
@@ -125,7 +125,7 @@ class Bench:
             if seed == 0:
                 registry.promote(version, instead_of=None)
         (self.folder / f"{name}.onnx").write_bytes(
-            (self.folder / f"{name}-0" / "model.onnx").read_bytes()
+            (self.folder / f"{name}-0" / "version" / "model.onnx").read_bytes()
         )
         image = package.rows(dataset.schema, dataset.test_columns, 1)[0]
         self.body(name, "rows").write_text(json.dumps({"rows": [image]}))

@@ -103,7 +103,7 @@ def modules(model: str, root: Path, source: str) -> list[Path]:
         found.split(".")[0]
         for found, module in finder.modules.items()
         if getattr(module, "__file__", None)
-    }
+    } - {"lepton_ray"}  # is there, in the cluster's version
     selected: list[Path] = []
     for top in sorted(tops):
         folder, file = root / top, root / f"{top}.py"

@@ -84,8 +84,11 @@ def optimize(reference: str, *, smallest: bool, lose: float, terminal: Terminal)
         value = {"candidates": [asdict(c) for c in found], "failed": failed, "not_taken": whys}
         tracker = Tracker(version.name, local_root(experiment.storage) / "artifacts")
         run_id = tracker.start(f"optimize {version.version}", tags={"lepton_ray.kind": "optimize"})
-        tracker.text(run_id, "candidates.json", json.dumps(value, indent=1))
-        tracker.file(run_id, "pareto.png", _picture(found, metric))
+        kept = Path(scratch) / "kept"
+        kept.mkdir()
+        (kept / "candidates.json").write_text(json.dumps(value, indent=1))
+        (kept / "pareto.png").write_bytes(_picture(found, metric))
+        tracker.files(run_id, kept, "optimize")
         try:
             if best is None:
                 raise GateError(

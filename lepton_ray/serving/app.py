@@ -41,6 +41,7 @@ EXPLAINED_S = 5.0  # after which a client whose question found no room may come 
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
 ONGOING = 16  # requests in a replica beyond which another is started: batches gather under load
+QUIET_S = 300.0  # after which no replica is left, where there may be none
 MAX_QUEUED = 1000  # requests waiting at a proxy, when every replica has that many
 
 
@@ -63,7 +64,7 @@ def application(follower: Any, name: str, config: Serve) -> serve.Application:
                 "target_ongoing_requests": ONGOING,
                 "upscale_delay_s": 3,
                 "downscale_delay_s": 30,
-                "downscale_to_zero_delay_s": 300,
+                "downscale_to_zero_delay_s": QUIET_S,
             }
         }
     )

@@ -129,10 +129,7 @@ def read(block: Block, schema: Schema, keep: Sequence[str]) -> Iterator[tuple[Ro
     first = block.first
     for rows in _chunks(block, taken, keep):
         kept = [{name: row.get(name) for name in keep} for row in rows]
-        given = [
-            {name: tables.plain(value) for name, value in row.items() if name in taken}
-            for row in rows
-        ]
+        given = [{name: value for name, value in row.items() if name in taken} for row in rows]
         with numbered(first):
             if any(column.kind == "image" for column in schema.columns):
                 given = decoded(schema, given)

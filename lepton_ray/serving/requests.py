@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,6 +110,8 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
         problems.append(Problem(position, column.name, "this field is required", "none"))
         return None
     value = row[column.name]
+    if column.kind == "date" and isinstance(value, datetime.date):  # as Arrow and pandas have it
+        value = "" if value != value else value.isoformat()  # NaT is no time, nor itself
     if column.kind == "image":
         value = _image(column, value)
         rule = value if isinstance(value, str) else ""

@@ -119,7 +119,8 @@ class Runtime:
             tolerance: in deviations of the training targets.
         """
         if self.schema.classes:
-            return int((one.argmax(1) == other.argmax(1)).sum())
+            same = self.decision.chosen(one) == self.decision.chosen(other)
+            return int(same.sum())
         near = tolerance * self._preprocess.target_deviation
         return int((np.abs(one - other) <= near).all(axis=1).sum())
 

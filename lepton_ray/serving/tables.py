@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -151,13 +150,8 @@ def _rows(batches: Any, max_rows: int, max_bytes: int) -> Rows:
         size += sum(_text_bytes(column) for column in batch.columns)
         if size > max_bytes:
             raise too_large(max_bytes)
-        rows += [{name: plain(cell) for name, cell in row.items()} for row in batch.to_pylist()]
+        rows += batch.to_pylist()
     return rows
-
-
-def plain(cell: Any) -> Any:
-    """A date as the text that JSON has for it."""
-    return cell.isoformat() if isinstance(cell, datetime.date) else cell
 
 
 def _valid(batches: Any) -> Iterator[pa.RecordBatch]:

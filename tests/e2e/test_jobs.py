@@ -21,7 +21,7 @@ import pytest
 
 from tests.e2e.test_demo import COMMAND, DIGITS
 
-DEADLINE_S = 240
+DEADLINE_S = 600
 TOKEN = "0123456789abcdef" * 4
 QUICK = ["--set=train.epochs=2", "--set=workers.min=1", "--set=workers.max=1"]
 

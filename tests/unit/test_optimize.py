@@ -84,9 +84,9 @@ def test_the_smallest_form_that_is_good_enough_becomes_a_version(
     version = registry.resolve("small/2")
     assert version.tags["lepton_ray.optimized"] == "int8 static"
     assert version.aliases == (), "it is promoted, or tried, as any other"
-    kept = Path(download_artifacts(f"runs:/{version.run_id}/candidates.json"))
+    kept = Path(download_artifacts(f"runs:/{version.run_id}/optimize/candidates.json"))
     assert json.loads(kept.read_text())["candidates"] == done["candidates"]
-    picture = Path(download_artifacts(f"runs:/{version.run_id}/pareto.png"))
+    picture = Path(download_artifacts(f"runs:/{version.run_id}/optimize/pareto.png"))
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="is int8 static already"):
         optimize.optimize("small/2", smallest=True, lose=0.01, terminal=terminal)
