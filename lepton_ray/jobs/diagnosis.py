@@ -46,6 +46,8 @@ class Facts:
     autoscaler_error: str = ""
     autoscaler_age_s: float | None = None
     """Since it last wrote its state; None without one."""
+    autoscaler_reports: bool = True
+    """It writes every few seconds; Ray's second one does so only when it does something."""
     autoscaler_log: str = ""
     job: str = ""
     job_status: str = ""
@@ -121,7 +123,11 @@ def _autoscaler(facts: Facts) -> Iterator[Finding]:
             "correct what its last lines say, then `ray up` again; idle machines go on costing",
             _last(facts.autoscaler_error),
         )
-    elif facts.autoscaler_age_s is not None and facts.autoscaler_age_s > SILENT_S:
+    elif (
+        facts.autoscaler_age_s is not None
+        and facts.autoscaler_age_s > SILENT_S
+        and (facts.autoscaler_reports or _should_act(facts))
+    ):
         yield Finding(
             f"the autoscaler is silent for {facts.autoscaler_age_s:.0f} s: nothing starts or ends "
             "machines",
@@ -190,6 +196,14 @@ def _waiting(facts: Facts) -> Iterator[Finding]:
                 f"{shown} waits for the autoscaler",
                 "wait some seconds; if it stays so, what else is found here explains it",
             )
+
+
+def _should_act(facts: Facts) -> bool:
+    """Something waits for which a machine could be started, and none is on its way."""
+    if facts.file is None:
+        return bool(facts.demands) and not facts.pending_nodes
+    wanted = any(_fitting(demand, facts.file) for demand in facts.demands)
+    return wanted and not facts.pending_nodes and not _full(facts)
 
 
 def _fitting(demand: Demand, file: ClusterFile) -> list[str]:

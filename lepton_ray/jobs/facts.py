@@ -88,7 +88,7 @@ CRASH = "Traceback (most recent call last)"
 def parse_status(answer: dict[str, Any], log: str, now: float) -> Facts:
     """Of what `Server.status_text` gives, and of the autoscaler's log.
 
-    Ray's second autoscaler writes no time of its own, so its log says how long it is silent.
+    Ray's second autoscaler writes no time of its own, so its log says when it last did something.
 
     Args:
         now: in seconds since 1970, on a machine in the head's time zone.
@@ -116,6 +116,7 @@ def parse_status(answer: dict[str, Any], log: str, now: float) -> Facts:
         failed_nodes=tuple(sections.get("Recent failures:", [])),
         autoscaler_error=error,
         autoscaler_age_s=max(0.0, now - written) if scales and written else None,
+        autoscaler_reports=answer["time"] is not None,
         autoscaler_log=log,
     )
 

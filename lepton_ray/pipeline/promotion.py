@@ -134,7 +134,8 @@ def canary(reference: str, terminal: Terminal) -> dict[str, Any]:
     part = _share(share) if share else None
     now = endpoints.tried(version.name).canary
     if now is not None and now.version == version.version and part is not None:
-        made = endpoints.start_canary(version, part, Canary())  # it passed its gate before
+        settings = load(version.folder() / "experiment.yaml").serve.canary or Canary()
+        made = endpoints.start_canary(version, part, settings)  # it passed its gate before
         terminal.say(f"{version.name}/{version.version} is tried on {made.share:.0%} of callers")
         return {"name": version.name, "version": version.version, "canary": made.to_json()}
     done = try_canary(*_measured(version), part, terminal)

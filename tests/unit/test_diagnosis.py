@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert diagnose(Facts(nodes=[HEAD, worker(1)], autoscaler_age_s=2, file=AWS)) == []
     ended = worker(1, alive=False, why_dead="expected termination: idle")
     assert diagnose(Facts(nodes=[ended], job="x", job_status="SUCCEEDED")) == []
+
+
+def test_an_autoscaler_that_writes_when_it_acts_may_be_silent() -> None:
+    idle = Facts(autoscaler_age_s=300, autoscaler_reports=False, file=AWS, nodes=[HEAD])
+    assert diagnose(idle) == []
+    on_its_way = replace(idle, demands=[CPU], pending_nodes=["cpu, 1 launching"])
+    assert not any("silent" in f.what for f in diagnose(on_its_way))
+    dead = replace(idle, demands=[CPU])
+    assert any("the autoscaler is silent for 300 s" in f.what for f in diagnose(dead))
 
 
 def test_a_failed_setup_shows_its_last_lines() -> None:
