@@ -183,7 +183,7 @@ def _measured(
 ) -> tuple[Experiment, ModelVersion, dict[str, dict[str, float]], Dataset]:
     """A version with its experiment, and its scores and the baselines' on its data."""
     experiment = load(version.folder() / "experiment.yaml")
-    dataset = _dataset_of(version, experiment)
+    dataset = dataset_of(version, experiment)
     test = {
         "model": score(Runtime.load(version.folder()), dataset),
         **baselines.measure(dataset, experiment.train.seed),
@@ -206,7 +206,7 @@ def compare(references: list[str], terminal: Terminal) -> dict[str, Any]:
     """
     versions = [registry.resolve(reference) for reference in references]
     experiment = load(versions[0].folder() / "experiment.yaml")
-    dataset = _dataset_of(versions[0], experiment)
+    dataset = dataset_of(versions[0], experiment)
     runtimes = [Runtime.load(version.folder()) for version in versions]
     scores = [score(runtime, dataset) for runtime in runtimes]
     titles = [f"{version.name}/{version.version}" for version in versions]
@@ -235,7 +235,7 @@ def _labels(runtime: Runtime, dataset: Dataset) -> Any:
     return np.array(runtime.schema.classes)[best]
 
 
-def _dataset_of(version: ModelVersion, experiment: Experiment) -> Dataset:
+def dataset_of(version: ModelVersion, experiment: Experiment) -> Dataset:
     """The data a version was trained on.
 
     Raises:

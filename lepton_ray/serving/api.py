@@ -11,21 +11,33 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
 from starlette.exceptions import HTTPException
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
 from lepton_ray.data.schema import Schema
+from lepton_ray.errors import InputError
 from lepton_ray.serving import answers, bodies, metrics, tables, tensors
 from lepton_ray.serving.bodies import Bodies
+from lepton_ray.serving.explain.answers import (
+    METHODS,
+    ExplainResponse,
+    Explanation,
+    check,
+    explains,
+)
 from lepton_ray.serving.guard import Guard, exchange_of
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
+from lepton_ray.serving.page import model as page_model
+from lepton_ray.serving.page import page
 from lepton_ray.serving.refusals import RefusedError, answer
 from lepton_ray.serving.requests import Columns, RowsError, columns_of, row_schema
 from lepton_ray.serving.runtime import Floats, Runtime
 
+EXPLAINED_ROWS = 8  # of one request: each costs as much as hundreds of predictions
 HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -58,6 +70,16 @@ class Predictor(Protocol):
             version: the only one that may answer, where one was asked for.
         """
 
+    async def explain(
+        self, runtime: Runtime, columns: Columns, method: str | None, target: str | None
+    ) -> list[Explanation]:
+        """Why a version, one of those that answer, answers each row so.
+
+        Raises:
+            InputError: for a method or class that it has not.
+            RefusedError: 429 when too many are waiting.
+        """
+
     async def totals(self) -> Snapshot:
         """What all replicas have counted."""
 
@@ -70,15 +92,18 @@ def build(
     counts: Metrics,
     log: Callable[[dict[str, Any]], None],
     echo: bool,
+    explain: bool,
 ) -> FastAPI:
     """The application.
 
     Args:
         keyring, log, echo: see `guard.Guard`.
+        explain: whether it also says why.
     """
     champion = predictor.answering[0]
     schema, name = champion.schema, champion.name
-    routes = _Routes(predictor, limits)
+    explain = explain and explains(schema)
+    routes = _Routes(predictor, limits, keys=keyring is not None, explain=explain)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,6 +119,15 @@ def build(
         response_model=answers.form_of(schema).response,
         openapi_extra={"requestBody": _body(schema)},
     )(routes.predict)
+    if explain:
+        api.post(
+            "/explain",
+            response_model=ExplainResponse,
+            response_model_exclude_none=True,
+            openapi_extra={"requestBody": _body(schema)},
+        )(routes.explain)
+    api.get("/", include_in_schema=False)(routes.page)
+    api.get("/page.json", include_in_schema=False)(routes.page_model)
     api.get("/health")(routes.health)
     api.get("/metrics")(routes.metrics)
     api.get("/v2")(routes.server)
@@ -107,8 +141,10 @@ def build(
 
 
 class _Routes:
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits, *, keys: bool, explain: bool) -> None:
         self._predictor = predictor
+        self._keys = keys
+        self._explain = explain
         self._limits = limits
         # Each version that is followed has the same columns.
         self._schema = predictor.answering[0].schema
@@ -150,6 +186,45 @@ class _Routes:
             model=runtime.name, version=runtime.version, predictions=given
         )
         return HttpResponse(said.model_dump_json(), media_type=bodies.JSON)
+
+    async def explain(
+        self,
+        request: Request,
+        method: Annotated[str | None, Query(description=", ".join(METHODS))] = None,
+        target: Annotated[str | None, Query(description="A class; default the likeliest.")] = None,
+        version: Annotated[str | None, Query(description="Default the champion.")] = None,
+    ) -> ExplainResponse:
+        """Why each row is answered so: weights of columns, words or pixels."""
+        async with self.bodies.read(request) as body:
+            rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
+            if len(rows) > EXPLAINED_ROWS:
+                text = f"at most {EXPLAINED_ROWS} rows are explained at a time: send fewer"
+                raise RefusedError(413, text)
+            columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
+        try:
+            runtime = self._served(self._predictor.answering[0].name, version)
+            check(runtime.schema, method, target)
+            found = await self._predictor.explain(runtime, columns, method, target)
+        except RowsError:
+            raise
+        except InputError as error:
+            raise RefusedError(422, str(error)) from None
+        exchange = exchange_of(request.scope)
+        exchange.version = runtime.version
+        return ExplainResponse(model=runtime.name, version=runtime.version, explanations=found)
+
+    async def page(self) -> HttpResponse:
+        """For a person in a browser; of models whose rows no form is for, the pages of routes."""
+        if not explains(self._schema):
+            return RedirectResponse("/docs")
+        content, headers = page(
+            self._predictor.answering[0], keys=self._keys, explain=self._explain
+        )
+        return HTMLResponse(content, headers=headers)
+
+    async def page_model(self) -> dict[str, Any]:
+        """What the page shows, where it takes a key to see it."""
+        return page_model(self._predictor.answering[0], explain=self._explain)
 
     async def health(self) -> dict[str, Any]:
         """Which version answers, what is tried beside it, and what keeps it from following."""

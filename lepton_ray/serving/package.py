@@ -53,6 +53,7 @@ def build(
     sample_x: Inputs,
     max_batch: int,
     provenance: dict[str, Any],
+    beside: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a version into ``folder`` (made aside, then renamed) and return its manifest.
 
@@ -60,6 +61,7 @@ def build(
         model: trained; it is copied, and the copy exported.
         sample_x: [n >= 2, ...] real inputs, on which the runtimes are compared.
         max_batch: largest batch size the runtimes are compared at.
+        beside: more files of the version, by name.
 
     Raises:
         RunError: when the runtimes disagree.
@@ -73,6 +75,8 @@ def build(
     (aside / "schema.json").write_text(json.dumps(dataset_schema.to_json(), indent=1))
     (aside / DECISION).write_text(json.dumps(asdict(decision), indent=1))
     (aside / "experiment.yaml").write_text(experiment_yaml)
+    for name, content in (beside or {}).items():
+        (aside / name).write_bytes(content)
     manifest = manifests.write(
         aside,
         {

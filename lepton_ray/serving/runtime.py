@@ -5,6 +5,7 @@ Usable without Ray and without torch: ``load_model("digits@champion").predict(ro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lepton_ray.serving.requests import Problem, RowsError, columns_of
 Floats = npt.NDArray[np.floating]
 
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+EXAMPLES = "examples.json"
 DECISION = "decision.json"
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
@@ -37,6 +39,7 @@ class Runtime:
         decision: how its outputs become probabilities and a class.
         manifest: where it came from.
         name, version: in the registry; "" and 0 for a folder that is not registered.
+        examples: test samples that it carries, each with ``row`` and true ``answer``.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Runtime:
         manifest: dict[str, Any],
         name: str,
         version: int,
+        examples: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._session = session
         self._preprocess = preprocess
@@ -56,6 +60,7 @@ class Runtime:
         self.manifest = manifest
         self.name = name
         self.version = version
+        self.examples = examples
 
     @staticmethod
     def load(folder: Path, *, name: str = "", version: int = 0) -> Runtime:
@@ -64,15 +69,14 @@ class Runtime:
         Raises:
             ModelError: for a newer format or changed files.
         """
-        import json
-
         manifest = manifests.verify(folder)
         schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
-        decided = folder / DECISION  # versions of format 1 have none
-        decision = Decision(**json.loads(decided.read_text())) if decided.exists() else Decision()
         session = open_session(folder / "model.onnx")
+        listed = folder / EXAMPLES
+        examples = json.loads(listed.read_text()) if listed.exists() else ()
         preprocess = fitted.load(folder)
-        return Runtime(session, preprocess, schema, decision, manifest, name, version)
+        decision = read_decision(folder)
+        return Runtime(session, preprocess, schema, decision, manifest, name, version, examples)
 
     def predict(self, rows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> list[Any]:
         """An answer for each row, see `answers.form_of`.
@@ -143,6 +147,12 @@ class Runtime:
             shown = "nan"
             raise RowsError([Problem(int(i), "", rule, shown) for i in np.flatnonzero(~finite)])
         return form_of(self.schema).answers(found, self.decision, top_k)
+
+
+def read_decision(folder: Path) -> Decision:
+    """Of a version; versions of format 1 have none."""
+    path = folder / DECISION
+    return Decision(**json.loads(path.read_text())) if path.exists() else Decision()
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

@@ -310,7 +310,9 @@ def test_a_rating_is_answered_for_known_and_for_new_ids(ratings: Runtime) -> Non
     assert wrong.status_code == 422
     for said in ("must be an id: a text or a whole number", "no such field", '"field": "what"'):
         assert said in wrong.text
-    with pytest.raises(RowsError, match="field 'age': must be a finite number, or null, but got 'old'"):
+    with pytest.raises(
+        RowsError, match="field 'age': must be a finite number, or null, but got 'old'"
+    ):
         ratings.predict([{"who": "u1", "what": "3", "age": "old"}])
 
 
