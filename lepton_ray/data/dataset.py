@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Data, ImageData, TableData
-from lepton_ray.data import features, preprocess, sources, split, words
+from lepton_ray.data import features, leaks, preprocess, sources, split, words
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.data.slices import Groups
@@ -59,7 +60,7 @@ def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
     """
     raw = sources.read(data, sliced)
     classes, y = _classes(data, raw)
-    parts = split.divide(raw.labels, data.split, raw.given_test)
+    parts = split.divide(raw.labels, data.split, raw.given_test, groups=raw.groups, times=raw.times)
     columns = {
         part: {name: values[indices] for name, values in raw.columns.items()}
         for part, indices in parts.items()
@@ -85,7 +86,7 @@ def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
         test_columns=columns["test"],
         digest=_digest(raw, parts),
         slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
-        notes=_notes(fitted, raw),
+        notes=_notes(fitted, raw) + _warnings(data, raw, y, parts),
         **samples,
     )
 
@@ -102,6 +103,14 @@ def _classes(
             f"{data.source}: all labels are {str(classes[0])!r}; there is nothing to learn"
         )
     return tuple(str(c) for c in classes), y.astype(np.int64)
+
+
+def _warnings(
+    data: Data, raw: sources.Raw, y: npt.NDArray[Any], parts: dict[str, split.Indices]
+) -> tuple[str, ...]:
+    if isinstance(data, ImageData):
+        return ()
+    return leaks.warnings(raw.kinds, raw.columns, y, parts, data.split, raw.groups)
 
 
 def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Data, ImageData, TableData, TextData
-from lepton_ray.data import folders, slices, tables, words
+from lepton_ray.data import dates, folders, slices, tables, words
 from lepton_ray.data.frames import read_frame, sklearn_table
 from lepton_ray.data.schema import Column
 from lepton_ray.data.slices import Groups
@@ -47,6 +47,10 @@ class Raw:
     target: str
     given_test: npt.NDArray[np.bool_] | None = None
     """[n] True where the source itself says test."""
+    groups: Array | None = None
+    """[n] What ``split.group`` names."""
+    times: npt.NDArray[np.float64] | None = None
+    """[n] What ``split.time`` names."""
     slices: Groups = field(default_factory=dict)
     """See `slices`."""
     notes: tuple[str, ...] = ()
@@ -253,6 +257,55 @@ def _given_test(data: TableData | TextData, frame: pd.DataFrame) -> npt.NDArray[
     return is_test
 
 
+def _groups(data: TableData | TextData, frame: pd.DataFrame) -> Array | None:
+    """[n] The group of every row, where there are any."""
+    name = data.split.group
+    if name is None:
+        return None
+    _check_split(data, frame, name, "group")
+    return tables.as_texts(frame[name]).astype(np.str_)
+
+
+def _times(data: TableData | TextData, frame: pd.DataFrame) -> npt.NDArray[np.float64] | None:
+    """[n] The time of every row, in seconds if they are dates, where the split is by time."""
+    name = data.split.time
+    if name is None:
+        return None
+    _check_split(data, frame, name, "time")
+    form = (data.types if isinstance(data, TableData) else {}).get(name, "").partition(" ")[2]
+    if not form and tables.guess(frame[name]) == "number":
+        found: npt.NDArray[np.float64] = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        found = dates.seconds(tables.as_texts(frame[name]), form)
+    wrong = np.flatnonzero(np.isnan(found))
+    if len(wrong):
+        raise DataError(
+            f"{data.source}: the column to split by time, {name!r}, must hold dates such as "
+            f"2024-01-31 or numbers, but row {wrong[0]} has {frame[name].iloc[wrong[0]]!r:.80}: "
+            f"name their form in data.types: {{{name}: date %d.%m.%Y}}, or repair it"
+        )
+    if found.min() == found.max():
+        raise DataError(
+            f"{data.source}: every row has the same time {frame[name].iloc[0]!r:.80} in {name!r}, "
+            "so none is later than another: name another column in data.split.time"
+        )
+    return found
+
+
+def _check_split(data: TableData | TextData, frame: pd.DataFrame, name: str, setting: str) -> None:
+    if name not in frame.columns:
+        raise DataError(
+            f"{data.source}: no column {name!r} to split by (data.split.{setting}), "
+            f"{nearest(name, map(str, frame.columns))}"
+        )
+    empty = int(frame[name].isna().sum())
+    if empty:
+        raise DataError(
+            f"{data.source}: {empty} of {len(frame)} rows have no {name!r}, by which they are to "
+            f"be split (data.split.{setting}): fill it, or drop them"
+        )
+
+
 def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
     path = data.source
     texts = [name for name, kind in data.types.items() if kind != "number"]
@@ -269,6 +322,8 @@ def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
         labels=_targets(data, frame[data.target]),
         target=data.target,
         given_test=_given_test(data, frame),
+        groups=_groups(data, frame),
+        times=_times(data, frame),
         slices=slices.read(data.source, frame, sliced),
     )
 
@@ -305,6 +360,8 @@ def _read_texts(data: TextData, sliced: Sequence[str]) -> Raw:
         labels=_classes(data, frame[data.target], "name a column of classes in data.target"),
         target=data.target,
         given_test=_given_test(data, frame),
+        groups=_groups(data, frame),
+        times=_times(data, frame),
         slices=slices.read(data.source, frame, sliced),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,9 +19,16 @@ def divide(
     labels: Labels,
     split: Split,
     given_test: npt.NDArray[np.bool_] | None,
+    *,
+    groups: npt.NDArray[Any] | None = None,
+    times: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Indices]:
     """Sorted sample indices of ``train``, ``validation`` and ``test``; stratified by label unless
-    the labels are numbers.
+    the labels are numbers, or the samples are taken by groups or times.
+
+    Args:
+        groups: [n] samples of one value stay in one split.
+        times: [n] the latest ones are the test, the latest of the rest the validation split.
 
     Raises:
         DataError: when a split is empty, a label has one sample or is missing from the training
@@ -35,6 +44,15 @@ def divide(
                 "it, or drop it"
             )
     strata = np.zeros(len(labels)) if numbers else labels
+
+    def taken(among: Indices, share: float, name: str) -> Indices:
+        if times is not None:
+            return _latest(among, times, share)
+        rng = generator(split.seed, name)
+        if groups is not None:
+            return _whole_groups(among, groups, share, rng)
+        return _stratified(among, strata, share, rng)
+
     if split.test == "given":
         if given_test is None:
             raise DataError(
@@ -45,9 +63,9 @@ def divide(
         rest = np.flatnonzero(~given_test)
     else:
         everything = np.arange(len(labels))
-        test = _stratified(everything, strata, split.test, generator(split.seed, "test"))
+        test = taken(everything, split.test, "test")
         rest = np.setdiff1d(everything, test)
-    validation = _stratified(rest, strata, split.validation, generator(split.seed, "validation"))
+    validation = taken(rest, split.validation, "validation")
     parts = {
         "train": np.setdiff1d(rest, validation),
         "validation": validation,
@@ -71,6 +89,30 @@ def divide(
                 "or drop them"
             )
     return parts
+
+
+def _whole_groups(
+    indices: Indices, groups: npt.NDArray[Any], share: float, rng: np.random.Generator
+) -> Indices:
+    """Groups by chance until they are as near to a share of ``indices`` as they come."""
+    names, inverse, counts = np.unique(groups[indices], return_inverse=True, return_counts=True)
+    order = rng.permutation(len(names))
+    reached = np.cumsum(counts[order])
+    wanted = share * len(indices)
+    take = int(np.searchsorted(reached, wanted))
+    if take < len(order):  # with the group that goes beyond, if that is nearer
+        before = reached[take - 1] if take else 0
+        take += bool(reached[take] - wanted < wanted - before) or take == 0
+    chosen: Indices = indices[np.isin(inverse, order[:take])]
+    return chosen
+
+
+def _latest(indices: Indices, times: npt.NDArray[np.float64], share: float) -> Indices:
+    """The latest share of ``indices``; samples of one time stay together, on the later side."""
+    ordered = np.sort(times[indices])
+    first = ordered[min(len(ordered) - 1, round((1 - share) * len(ordered)))]
+    chosen: Indices = indices[times[indices] >= first]
+    return chosen
 
 
 def _stratified(

@@ -29,7 +29,7 @@ def columns(data: TableData, frame: pd.DataFrame) -> tuple[dict[str, Any], tuple
     Raises:
         DataError: for columns that fit no type, or not the declared one.
     """
-    aside = {data.target, *data.drop, *data.split.columns}
+    aside = {data.target, *data.drop, *(data.split.columns - data.types.keys())}
     names = [name for name in frame.columns if name not in aside]
     for name in data.types:
         if name not in frame.columns:

@@ -91,8 +91,10 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     Raises:
         InputError: the first thing that is wrong, before anything is started or written.
     """
-    available = _available(address)
+    exact_together = experiment.train.exact and experiment.workers.max > 1
+    available, kinds = _look(address, at_processors=exact_together)
     session.check_room(experiment.workers, session.possible(available), _where(address))
+    session.check_alike(kinds, _where(address))
     return _make_plan(experiment, available)
 
 
@@ -117,14 +119,8 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
                 f"{nearest(experiment.gate.metric, tested)}"
             ],
         )
-    if experiment.tune is not None and experiment.tune.metric not in metrics:
-        raise ExperimentError(
-            experiment.name,
-            [
-                f"tune.metric: {experiment.tune.metric!r} is never reported, "
-                f"{nearest(experiment.tune.metric, metrics)}"
-            ],
-        )
+    if experiment.tune is not None:
+        space.check_metrics(experiment, metrics)
     stop = experiment.train.early_stop
     if stop is not None and stop.metric not in metrics:
         raise ExperimentError(
@@ -138,8 +134,9 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
     running = min(workers.max, max(1, int(available.get("CPU", 1) // workers.cpus)))
     shard_rounds = math.ceil(train.n_shards / running) / train.n_shards
     trials = experiment.tune.trials if experiment.tune else 0
+    each = workers.cpus * (experiment.tune.workers if experiment.tune else 1)
     at_once = (experiment.tune.parallel if experiment.tune else None) or max(
-        1, int(available.get("CPU", 1) // workers.cpus)
+        1, int(available.get("CPU", 1) // each)
     )
     plan = Plan(
         name=experiment.name,
@@ -190,14 +187,19 @@ def plan_on(
     return plan, fit(file, experiment.workers, plan.tune_s + plan.train_s, table)
 
 
-def _available(address: str | None) -> dict[str, float]:
-    """The cluster's resources; of this machine when the cluster is the embedded one."""
+def _look(
+    address: str | None, *, at_processors: bool
+) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """The cluster's resources, of this machine when it is the embedded one; and its processors,
+    where there are several nodes that may be unlike."""
     if ray.is_initialized():
-        return session.resources()
+        several = sum(node["Alive"] for node in ray.nodes()) > 1
+        return session.resources(), session.processors() if several and at_processors else {}
     if address or os.environ.get("RAY_ADDRESS"):
         with session.session(address):
-            return session.resources()
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+            return _look(address, at_processors=at_processors)
+    here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return here, {}
 
 
 def _where(address: str | None) -> str:

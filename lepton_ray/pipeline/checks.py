@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,12 @@ from lepton_ray.errors import EndpointError
 from lepton_ray.serving.client import Client
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.tracking.gate import Served
+from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.training import metrics
 from lepton_ray.training.tasks import task_of
+
+TIMED_ROWS = 100
 
 
 def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
@@ -55,6 +61,24 @@ def _measured(
     names = [known.get(label, -1) for label in runtime.schema.classes]
     predicted = np.array(names)[runtime.decision.chosen(answers)]
     return metrics.classification(probabilities, y.astype(np.int64), predicted)
+
+
+def measure_served(version: ModelVersion, dataset: Dataset) -> Served:
+    """What serving a version takes: its latency here, its size, and its parity as registered."""
+    folder = version.folder()
+    runtime = Runtime.load(folder)
+    seconds = []
+    for at in range(TIMED_ROWS):
+        row = at % len(dataset.test)
+        one = {name: values[row : row + 1] for name, values in dataset.test_columns.items()}
+        start = time.perf_counter()
+        runtime.forward(one)
+        seconds.append(time.perf_counter() - start)
+    return Served(
+        latency_ms=statistics.median(seconds) * 1000,
+        mb=(folder / "model.onnx").stat().st_size / 1e6,
+        difference=float(runtime.manifest["parity"]["largest_difference_over_runtimes"]),
+    )
 
 
 def check_endpoint(client: Client, name: str, rows: list[dict[str, Any]]) -> int:

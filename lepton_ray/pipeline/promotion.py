@@ -13,7 +13,7 @@ from lepton_ray.config.schema import Canary, Experiment
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import GateError, InputError, ModelError
 from lepton_ray.jobs.watchers import Terminal
-from lepton_ray.pipeline.checks import score
+from lepton_ray.pipeline.checks import measure_served, score
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.tracking import endpoints, gate, registry
 from lepton_ray.tracking.canary import Decision
@@ -71,7 +71,8 @@ def check_gate(
     if "champion" in rules.beats and champion is not None:
         rivals["champion"] = score(Runtime.load(champion.folder()), dataset)[rules.metric]
     value = test["model"][rules.metric]
-    checks = gate.decide(rules, value, rivals, DIRECTIONS[rules.metric])
+    served = measure_served(version, dataset) if gate.asks_for_serving(rules) else None
+    checks = gate.decide(rules, value, rivals, DIRECTIONS[rules.metric], served)
     if not all(check.passed for check in checks):
         raise GateError(_missed(version, f"{rules.metric} {value:.4f}", checks))
     return checks

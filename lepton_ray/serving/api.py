@@ -151,8 +151,12 @@ class _Routes:
             runtime, _, answers = await self._infer(request, rows)
         if top_k is not None:
             answers = [_likeliest(a, top_k) for a in answers if isinstance(a, Answer)]
-        kind = Response if self._schema.classes else ValueResponse
-        return kind(model=runtime.name, version=runtime.version, predictions=answers)
+        kind: Any = Response if self._schema.classes else ValueResponse
+        # As bytes: FastAPI would check and copy what is known to be right.
+        said = kind.model_construct(
+            model=runtime.name, version=runtime.version, predictions=answers
+        )
+        return HttpResponse(said.model_dump_json(), media_type=bodies.JSON)
 
     async def health(self) -> dict[str, Any]:
         """Which version answers, what is tried beside it, and what keeps it from following."""

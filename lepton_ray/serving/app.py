@@ -19,7 +19,7 @@ from ray.serve.config import BackpressureConfig
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import LeptonRayError
-from lepton_ray.serving import api, drift
+from lepton_ray.serving import api, drift, sweep
 from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.follower import Files, Present, Told, write_files
 from lepton_ray.serving.guard import OVERLOADED_S, log_access, needs_keys
@@ -36,6 +36,8 @@ ASK_S = 1.0  # between two looks for a new version
 DRIFT_S = 0.1  # between two looks at inputs: a sample is enough, and costs nothing under load
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
+ONGOING = 16  # requests in a replica beyond which another is started: batches gather under load
+QUIET_S = 300.0  # after which no replica is left, where there may be none
 MAX_QUEUED = 1000  # requests waiting at a proxy, when every replica has that many
 
 
@@ -54,8 +56,11 @@ def application(follower: Any, name: str, config: Serve) -> serve.Application:
             "autoscaling_config": {
                 "min_replicas": replicas.min,
                 "max_replicas": replicas.max,
+                "initial_replicas": max(1, replicas.min),  # the first request is at the start
+                "target_ongoing_requests": ONGOING,
                 "upscale_delay_s": 3,
                 "downscale_delay_s": 30,
+                "downscale_to_zero_delay_s": QUIET_S,
             }
         }
     )
@@ -163,8 +168,9 @@ class Endpoint:
     async def _batcher(self, present: Present, version: int) -> Batcher:
         files = await present.files[version]
         runtime = await asyncio.to_thread(_load, files, self._name, version)
-        batch = self._config.batch
-        return Batcher(runtime, rows=batch.max, wait_s=batch.wait_ms / 1000)
+        rows, wait_s = await asyncio.to_thread(sweep.plan, runtime, self._config.batch)
+        logger.info("version %s: %d rows a batch, waits %.4f s", version, rows, wait_s)
+        return Batcher(runtime, rows=rows, wait_s=wait_s)
 
     async def _follow(self, present: Present) -> None:
         """Change to what is named anew; requests go on meanwhile."""

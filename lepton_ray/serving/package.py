@@ -67,8 +67,7 @@ def build(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     eager = copy.deepcopy(model).cpu().eval()
-    with _quiet():
-        _export(eager, torch.from_numpy(sample_x[:2].copy()), aside)
+    export(eager, torch.from_numpy(sample_x[:2].copy()), aside)
     preprocess.save(aside)
     (aside / "schema.json").write_text(json.dumps(dataset_schema.to_json(), indent=1))
     (aside / DECISION).write_text(json.dumps(asdict(decision), indent=1))
@@ -98,16 +97,22 @@ def rows(schema: Schema, columns: Mapping[str, Any], n: int) -> list[dict[str, A
     return [dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)]
 
 
-def _export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
-    """Two samples as the example: with one, the batch size would be frozen to 1."""
+def export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
+    """Write ``model.pt2`` and ``model.onnx``.
+
+    Args:
+        model: in eval mode.
+        example: two samples: with one, the batch size would be frozen to 1.
+    """
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / "model.pt2")
-    onnx = torch.onnx.export(
-        model, (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-    )
-    assert onnx is not None
-    onnx.save(folder / "model.onnx")
+    with _quiet():
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, folder / "model.pt2")
+        onnx = torch.onnx.export(
+            model, (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+        )
+        assert onnx is not None
+        onnx.save(folder / "model.onnx")
 
 
 def _compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def _flat(answer: Answer | Value) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | list):
         return [_plain(v) for v in value]
-    return value.isoformat() if isinstance(value, datetime.date) else value
+    return value
 
 
 mlflow.models.set_model(VersionModel())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,8 +93,9 @@ def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
         if not isinstance(row, Mapping):
             problems.append(Problem(position, "", "a row is an object", _shown(row)))
             continue
-        for name in sorted(row.keys() - known, key=str)[:MAX_PROBLEMS]:
-            problems.append(Problem(position, str(name)[:SHOWN], unknown, _shown(row[name])))
+        if row.keys() != known:
+            for name in sorted(row.keys() - known, key=str)[:MAX_PROBLEMS]:
+                problems.append(Problem(position, str(name)[:SHOWN], unknown, _shown(row[name])))
         for column in schema.columns:
             values[column.name].append(_value(column, row, position, problems))
     if problems:
@@ -108,20 +110,17 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
         problems.append(Problem(position, column.name, "this field is required", "none"))
         return None
     value = row[column.name]
-    checks = {
-        "image": _image_problem,
-        "number": _number_problem,
-        "category": _category_problem,
-        "date": _date_problem,
-        "text": _text_problem,
-    }
-    rule = checks[column.kind](column, value)
-    if rule:
-        problems.append(Problem(position, column.name, rule, _shown(value)))
-        return None
+    if column.kind == "date" and isinstance(value, datetime.date):  # as Arrow and pandas have it
+        value = "" if value != value else value.isoformat()  # NaT is no time, nor itself
     if column.kind == "image":
-        return np.asarray(value, np.float32)
-    if _is_missing(value):
+        value = _image(column, value)
+        rule = value if isinstance(value, str) else ""
+    else:
+        rule = _CHECKS[column.kind](column, value)
+    if rule:
+        problems.append(Problem(position, column.name, rule, _shown(row[column.name])))
+        return None
+    if column.kind != "image" and _is_missing(value):
         return math.nan if column.kind == "number" else ""
     return value
 
@@ -131,14 +130,17 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _image_problem(column: Column, value: Any) -> str:
+def _image(column: Column, value: Any) -> npt.NDArray[np.float32] | str:
+    """Its pixels, or the rule that it breaks."""
     rule = f"an image is numbers in nested lists of shape {list(column.shape)}"
     try:
-        # As objects first: a text among the numbers would give each of them its own length.
-        array = value if isinstance(value, np.ndarray) else np.asarray(value, object)
-        if array.dtype == object and array.shape == column.shape:
-            array = np.asarray(array.tolist()) if _all_numbers(array) else array
-    except (ValueError, OverflowError):
+        if isinstance(value, np.ndarray):
+            array = value
+        elif _all_numbers(value, len(column.shape)):
+            array = np.asarray(value, np.float64)
+        else:  # a text would be read as a number, or give all the others its own length
+            return rule
+    except (TypeError, ValueError, OverflowError):
         return rule
     if array.shape != column.shape or array.dtype.kind not in "biuf":
         return rule
@@ -147,12 +149,16 @@ def _image_problem(column: Column, value: Any) -> str:
     low, high = column.low, column.high
     if low is not None and high is not None and (array.min() < low or array.max() > high):
         return f"the numbers of an image lie between {low:g} and {high:g}"
-    return ""
+    return array.astype(np.float32, copy=False)
 
 
-def _all_numbers(array: npt.NDArray[np.object_]) -> bool:
-    types = {type(v) for v in array.flat}
-    return all(issubclass(t, int | float | np.number | np.bool_) for t in types)
+def _all_numbers(value: Any, depth: int) -> bool:
+    """Whether lists nested so deep hold nothing else."""
+    if depth > 1:
+        return isinstance(value, list | tuple) and all(_all_numbers(v, depth - 1) for v in value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    return all(issubclass(t, int | float | np.number | np.bool_) for t in set(map(type, value)))
 
 
 def _number_problem(column: Column, value: Any) -> str:
@@ -187,6 +193,14 @@ def _date_problem(column: Column, value: Any) -> str:
 def _text_problem(column: Column, value: Any) -> str:
     assert column.longest is not None
     return words.problem(value, column.longest)
+
+
+_CHECKS = {
+    "number": _number_problem,
+    "category": _category_problem,
+    "date": _date_problem,
+    "text": _text_problem,
+}
 
 
 def _shown(value: Any) -> str:

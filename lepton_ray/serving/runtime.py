@@ -92,10 +92,10 @@ class Runtime:
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.schema.outputs))
 
-    def warm_up(self) -> None:
+    def warm_up(self, rows: int = 1) -> None:
         """Answer once, so that the first request does not pay for what the session sets up."""
         taken = self._session.get_inputs()[0]
-        run_session(self._session, np.zeros((1, *taken.shape[1:]), DTYPES[taken.type]))
+        run_session(self._session, np.zeros((rows, *taken.shape[1:]), DTYPES[taken.type]))
 
     def forward(self, columns: Mapping[str, Any]) -> Floats:
         """The same for one batch, in one forward pass; NaN for a row of infinite inputs."""
@@ -114,7 +114,8 @@ class Runtime:
             tolerance: in deviations of the training targets.
         """
         if self.schema.classes:
-            return int((one.argmax(1) == other.argmax(1)).sum())
+            same = self.decision.chosen(one) == self.decision.chosen(other)
+            return int(same.sum())
         near = tolerance * self._preprocess.target_deviation
         return int((np.abs(one - other) <= near).all(axis=1).sum())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -151,12 +150,8 @@ def _rows(batches: Any, max_rows: int, max_bytes: int) -> Rows:
         size += sum(_text_bytes(column) for column in batch.columns)
         if size > max_bytes:
             raise too_large(max_bytes)
-        rows += [{name: _plain(cell) for name, cell in row.items()} for row in batch.to_pylist()]
+        rows += batch.to_pylist()
     return rows
-
-
-def _plain(cell: Any) -> Any:
-    return cell.isoformat() if isinstance(cell, datetime.date) else cell
 
 
 def _valid(batches: Any) -> Iterator[pa.RecordBatch]:

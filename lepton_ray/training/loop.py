@@ -329,10 +329,7 @@ class Replica:
             peers=self.peers,
         )
         measured = self._task.measure(self._task.answers(outputs), validation.y)
-        return {
-            "train_loss": float(self.state.loss),
-            **{f"val_{n}": v for n, v in measured.items()},
-        }
+        return {"train_loss": float(self.state.loss)} | {f"val_{n}": v for n, v in measured.items()}
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
         stop = self.experiment.train.early_stop

@@ -97,6 +97,14 @@ def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
         plan()
 
 
+def test_processors_that_compute_unlike_each_other_are_named() -> None:
+    kinds = {"Maker avx2 fma": ["10.0.0.1"], "Maker amx_bf16 avx2 fma": ["10.0.0.2", "10.0.0.3"]}
+    said = "without those at 10.0.0.1; amx_bf16 at 10.0.0.2, 10.0.0.3.*set train.exact: false"
+    with pytest.raises(ClusterError, match=said):
+        session.check_alike(kinds, "the cluster")
+    session.check_alike({"Maker avx2 fma": ["10.0.0.1", "10.0.0.2"]}, "the cluster")
+
+
 def test_inexact_training_allows_what_exact_training_does_not() -> None:
     plan(model={"name": "tests.nets:scatter"}, train={"exact": False})
 

@@ -44,17 +44,22 @@ from lepton_ray.config.schema.training import (
     Workers,
 )
 from lepton_ray.config.schema.tuning import (
+    Bound,
     Budget,
+    Confirm,
     Distribution,
+    Population,
     Tune,
 )
 
 __all__ = [
     "Augment",
     "Batching",
+    "Bound",
     "Budget",
     "Canary",
     "Checkpoint",
+    "Confirm",
     "Data",
     "Distribution",
     "EarlyStop",
@@ -66,6 +71,7 @@ __all__ = [
     "Limits",
     "Model",
     "Optimizer",
+    "Population",
     "Replicas",
     "Rule",
     "SCHEMA_VERSION",

@@ -45,8 +45,8 @@ class ImageData(Section):
     @field_validator("split")
     @classmethod
     def _has_no_columns(cls, split: Split) -> Split:
-        if split.column is not None:
-            raise ValueError(f"images have no columns to split by, but got {split.column!r}")
+        if split.columns:
+            raise ValueError(f"images have no columns to split by, but got {min(split.columns)!r}")
         return split
 
 

@@ -59,7 +59,9 @@ class TableData(Section):
 
     @model_validator(mode="after")
     def _settings_name_features(self) -> TableData:
-        distinct({"target": self.target, "split.column": self.split.column})
+        split = self.split
+        named = {"target": self.target, "split.column": split.column, "split.group": split.group}
+        distinct(named | {"split.time": split.time})
         if self.target_log and self.task != "regression":
             raise ValueError(
                 "target_log is for a number to predict, but task is classification: leave it out, "

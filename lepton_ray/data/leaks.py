@@ -1,0 +1,115 @@
+"""Signs that a test split is easier than the world: what it shares with the training split.
+
+Warnings and no errors: a table of few categories repeats rows by nature, and only a person knows
+whether a column is known before the answer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_ray.config.schema import Split
+from lepton_ray.data import dates
+from lepton_ray.data.schema import Column
+
+Indices = npt.NDArray[np.int64]
+SAME = 1 - 1e-9  # correlation of a number with the number to predict
+REPEATS = 0.5  # of the rows; a column with more distinct values says nothing by determining a class
+
+
+def warnings(
+    kinds: tuple[Column, ...],
+    columns: Mapping[str, npt.NDArray[Any]],
+    y: npt.NDArray[Any],
+    parts: Mapping[str, Indices],
+    split: Split,
+    groups: npt.NDArray[Any] | None = None,
+) -> tuple[str, ...]:
+    """Of a table or of texts, each with its way out.
+
+    Args:
+        y: [n] index of the class, or the number to predict.
+    """
+    found = [
+        _duplicates(columns, parts),
+        *(_telling(kind, columns[kind.name], y, parts["train"]) for kind in kinds),
+        *(
+            _backwards(kind, columns[kind.name], parts)
+            for kind in kinds
+            if kind.kind == "date" and split.time is None
+        ),
+        _shared_groups(groups, parts, split.group),
+    ]
+    return tuple(f"warning: {told}" for told in found if told)
+
+
+def _duplicates(columns: Mapping[str, npt.NDArray[Any]], parts: Mapping[str, Indices]) -> str:
+    import pandas as pd
+
+    rows = pd.util.hash_pandas_object(pd.DataFrame(dict(columns)), index=False).to_numpy()
+    repeated = int(np.isin(rows[parts["test"]], rows[parts["train"]]).sum())
+    if not repeated:
+        return ""
+    return (
+        f"{repeated:,} of {len(parts['test']):,} test rows are in the training split too, but for "
+        "the target: take repeated rows out, or keep them together with data.split.group"
+    )
+
+
+def _telling(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any], train: Indices) -> str:
+    """Whether one column alone says the target in every training row."""
+    if column.kind == "text":
+        return ""
+    values, y = values[train], y[train]
+    says = f"column {column.name!r} alone tells the target in every training row"
+    out = f"if it is known only after it, leave it out with data.drop: [{column.name}]"
+    if y.dtype.kind == "f":
+        if column.kind != "number" or len(y) < 3:
+            return ""
+        known = np.isfinite(values)
+        if known.mean() < REPEATS or values[known].std() == 0 or y[known].std() == 0:
+            return ""
+        same = abs(np.corrcoef(values[known], y[known])[0, 1]) > SAME
+        return f"{says}: {out}" if same else ""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    if len(distinct) < 2:
+        return ""
+    if len(distinct) <= REPEATS * len(values):
+        pairs = len(np.unique(inverse * (int(y.max()) + 1) + y))
+        return f"{says}: {out}" if pairs == len(distinct) else ""
+    if column.kind == "number":  # amounts: in their order, each class is one stretch
+        changes = int((np.diff(y[np.argsort(values, kind="stable")]) != 0).sum())
+        return f"{says}: {out}" if changes == len(np.unique(y)) - 1 else ""
+    return ""
+
+
+def _backwards(column: Column, values: npt.NDArray[Any], parts: Mapping[str, Indices]) -> str:
+    when = {part: dates.seconds(values[rows], column.format) for part, rows in parts.items()}
+    known = when["test"][np.isfinite(when["test"])]
+    last = np.nanmax(when["train"], initial=-np.inf)
+    older = int((known < last).sum())
+    if not older:
+        return ""
+    return (
+        f"time runs backwards: by {column.name!r}, {older:,} of {len(known):,} test rows are older "
+        "than the newest training row: if the model is for times to come, set data.split.time: "
+        f"{column.name}"
+    )
+
+
+def _shared_groups(
+    groups: npt.NDArray[Any] | None, parts: Mapping[str, Indices], name: str | None
+) -> str:
+    if groups is None:
+        return ""
+    shared = set(groups[parts["test"]]) & set(groups[parts["train"]])
+    if not shared:
+        return ""
+    return (
+        f"{len(shared):,} values of {name!r} are in the training and in the test split, which the "
+        "source gives: set data.split.test to a share, and groups stay whole"
+    )
