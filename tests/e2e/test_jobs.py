@@ -251,4 +251,4 @@ def test_an_address_that_is_silent_is_given_up_after_ten_seconds() -> None:
         )  # fmt: skip
     assert done.returncode == 2
     assert "within 10 s" in done.stderr
-    assert time.monotonic() - start < 60, "with the start of Python on a loaded machine"
+    assert time.monotonic() - start < 120, "with the start of Python on a loaded machine"

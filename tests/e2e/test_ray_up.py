@@ -29,7 +29,7 @@ SETTINGS = [
     "--set=train.epochs=8", "--set=workers.min=1", "--set=workers.max=2", "--set=workers.cpus=2",
     "--set=train.checkpoint.every_s=1", "--set=model.width=32",
 ]  # fmt: skip
-DEADLINE_S = 600
+DEADLINE_S = 1200
 
 
 class Timeline:
