@@ -416,6 +416,7 @@ def main() -> None:
     parser.add_argument("--arm", action="append", choices=ARMS, help="default: all")
     parser.add_argument("--resume", action="store_true", help="go on with the last run")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     cases = options.case or list(CASES)
     arms = ["ours", *(a for a in ARMS if a in (options.arm or ARMS) and a != "ours")]
     results = Results(resume=options.resume, quick=options.quick, quiet=options.json)
