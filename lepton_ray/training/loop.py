@@ -269,7 +269,7 @@ class Replica:
         try:
             self._step.run(wish=self._membership.change_wished())
         except RuntimeError as error:
-            exactness.name_operation(error, self.experiment.name)
+            exactness.name_cause(error, self.experiment.name)
             raise
         own_s = time.monotonic() - began - (self.peers.waited_s - waited)
         self._membership.note_pace(own_s / self._step.hosted)

@@ -15,7 +15,8 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 
 from lepton_ray.config import validate
 from lepton_ray.training import controller, trainer
-from lepton_ray.training.controller import Controller, ReplicaError, Scaling
+from lepton_ray.training.controller import Controller, Scaling
+from lepton_ray.training.crew import ReplicaError
 from lepton_ray.training.elasticity import Failure, NodeView
 from lepton_ray.training.membership import LostPeerError
 
