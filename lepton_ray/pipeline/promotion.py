@@ -20,7 +20,7 @@ from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.gate import Check
 from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.training import baselines
-from lepton_ray.training.metrics import DIRECTIONS
+from lepton_ray.training.metrics import direction
 
 
 def pass_gate(
@@ -72,7 +72,7 @@ def check_gate(
         rivals["champion"] = score(Runtime.load(champion.folder()), dataset)[rules.metric]
     value = test["model"][rules.metric]
     served = measure_served(version, dataset) if gate.asks_for_serving(rules) else None
-    checks = gate.decide(rules, value, rivals, DIRECTIONS[rules.metric], served)
+    checks = gate.decide(rules, value, rivals, direction(rules.metric), served)
     if not all(check.passed for check in checks):
         raise GateError(_missed(version, f"{rules.metric} {value:.4f}", checks))
     return checks

@@ -233,9 +233,10 @@ class Run:
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
-        decided = decision.fit(
-            package.outputs(model, dataset.validation.x), dataset.validation.y, experiment.evaluate
-        )
+        decided = decision.Decision()
+        if dataset.schema.classes:
+            logits = package.outputs(model, dataset.validation.x)
+            decided = decision.fit(logits, dataset.validation.y, experiment.evaluate)
         package.build(
             folder,
             model=model,

@@ -17,22 +17,13 @@ from starlette.exceptions import HTTPException
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
 from lepton_ray.data.schema import Schema
-from lepton_ray.serving import bodies, metrics, tables, tensors
+from lepton_ray.serving import answers, bodies, metrics, tables, tensors
 from lepton_ray.serving.bodies import Bodies
 from lepton_ray.serving.guard import Guard, exchange_of
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.refusals import RefusedError, answer
-from lepton_ray.serving.requests import (
-    Answer,
-    Columns,
-    Response,
-    RowsError,
-    Value,
-    ValueResponse,
-    columns_of,
-    row_schema,
-)
+from lepton_ray.serving.requests import Columns, RowsError, columns_of, row_schema
 from lepton_ray.serving.runtime import Floats, Runtime
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -100,7 +91,7 @@ def build(
         api.add_exception_handler(error, _refuse)
     api.post(
         "/predict",
-        response_model=Response if schema.classes else ValueResponse,
+        response_model=answers.form_of(schema).response,
         openapi_extra={"requestBody": _body(schema)},
     )(routes.predict)
     api.get("/health")(routes.health)
@@ -121,40 +112,42 @@ class _Routes:
         self._limits = limits
         # Each version that is followed has the same columns.
         self._schema = predictor.answering[0].schema
+        self._form = answers.form_of(self._schema)
         self.bodies = Bodies(self._schema, limits)
 
     async def _infer(
-        self, request: Request, rows: list[Any], version: str | None = None
-    ) -> tuple[Runtime, Floats, list[Answer] | list[Value]]:
+        self,
+        request: Request,
+        rows: list[Any],
+        *,
+        version: str | None = None,
+        top_k: int | None = None,
+    ) -> tuple[Runtime, Floats, list[Any]]:
         """The one way from rows to answers."""
         columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
         exchange = exchange_of(request.scope)
         sticky = self._predictor.sticky
         caller = (sticky and request.headers.get(sticky)) or exchange.id
         runtime, found = await self._predictor.infer(columns, caller, version)
-        answers = await bodies.aside(len(rows) * bodies.ROW, runtime.answers, found)
+        given = await bodies.aside(len(rows) * bodies.ROW, runtime.answers, found, top_k)
         exchange.rows, exchange.version = len(rows), runtime.version
-        return runtime, found, answers
+        return runtime, found, given
 
     async def predict(
         self,
         request: Request,
-        top_k: Annotated[int | None, Query(ge=1, description="Only the likeliest classes.")] = None,
+        top_k: Annotated[int | None, Query(ge=1, description="So many classes or items.")] = None,
     ) -> Any:
-        """The answer to each row: class probabilities, or a value."""
-        if top_k is not None and not self._schema.classes:
-            raise RefusedError(
-                422, f"top_k is for classes, but this model predicts a number: {top_k}"
-            )
+        """The answer to each row: class probabilities, the best items, or values."""
+        if top_k is not None and not self._form.top_k:
+            text = "top_k is for classes, or items of a ranking, but this model answers numbers"
+            raise RefusedError(422, f"{text}: {top_k}")
         async with self.bodies.read(request) as body:
             rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
-            runtime, _, answers = await self._infer(request, rows)
-        if top_k is not None:
-            answers = [_likeliest(a, top_k) for a in answers if isinstance(a, Answer)]
-        kind: Any = Response if self._schema.classes else ValueResponse
+            runtime, _, given = await self._infer(request, rows, top_k=top_k)
         # As bytes: FastAPI would check and copy what is known to be right.
-        said = kind.model_construct(
-            model=runtime.name, version=runtime.version, predictions=answers
+        said = self._form.response.model_construct(
+            model=runtime.name, version=runtime.version, predictions=given
         )
         return HttpResponse(said.model_dump_json(), media_type=bodies.JSON)
 
@@ -221,12 +214,12 @@ class _Routes:
             if count == 0:
                 raise RefusedError(422, "inputs must have at least one row, but have none")
             rows = tensors.rows_of(self._schema, asked.inputs)
-            runtime, found, answers = await self._infer(request, rows, version)
+            runtime, found, answered = await self._infer(request, rows, version=version)
         if version is not None and version != str(
             runtime.version
         ):  # another one took over meanwhile
             raise _unknown(model, version, runtime)
-        given = tensors.outputs(self._schema, found, answers)
+        given = tensors.outputs(self._schema, found, answered)
         content, head = tensors.encode(asked, given, runtime.name, runtime.version)
         if head is None:
             return HttpResponse(content, media_type="application/json")
@@ -265,11 +258,6 @@ def _unknown(model: str, version: str | None, runtime: Runtime) -> RefusedError:
     return RefusedError(
         404, f"no model {asked!r} here; served is {runtime.name!r} version {runtime.version}"
     )
-
-
-def _likeliest(found: Answer, count: int) -> Answer:
-    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
-    return Answer(label=found.label, probabilities=dict(ranked[:count]))
 
 
 def _body(schema: Schema) -> dict[str, Any]:

@@ -235,7 +235,7 @@ class Endpoint:
             self._refused[version] = f"{text}: {type(error).__name__}"
             return
         theirs = made.runtime.schema
-        if (theirs.classes, _types(theirs)) == (schema.classes, _types(schema)):
+        if _types(theirs) == _types(schema):
             self._held[version] = made
             return
         made.close()
@@ -259,5 +259,7 @@ def _load(files: Files, name: str, version: int) -> Runtime:
 
 
 def _types(schema: Schema) -> list[tuple[Any, ...]]:
-    """What a request's columns must be; ranges and categories may differ between versions."""
-    return [(c.name, c.kind, c.shape, c.longest, c.optional, c.format) for c in schema.columns]
+    """What a request's columns must be, and what is answered; ranges, categories, ids and items may
+    differ between versions."""
+    columns = [(c.name, c.kind, c.shape, c.longest, c.optional, c.format) for c in schema.columns]
+    return [*columns, (schema.task, schema.classes, schema.horizon)]

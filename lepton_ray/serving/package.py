@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from lepton_ray.data.decision import Decision
-from lepton_ray.data.preprocess import Inputs, Preprocess
+from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import RunError
 from lepton_ray.serving import manifest as manifests
@@ -46,7 +47,7 @@ def build(
     *,
     model: nn.Module,
     dataset_schema: Schema,
-    preprocess: Preprocess,
+    preprocess: Fitted,
     decision: Decision = PLAIN,
     experiment_yaml: str,
     sample_x: Inputs,
@@ -94,7 +95,17 @@ def build(
 def rows(schema: Schema, columns: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
     """The first ``n`` samples as a person would send them: plain values, one mapping a row."""
     taken = {c.name: columns[c.name][:n].tolist() for c in schema.columns}
-    return [dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)]
+    return [
+        {name: _plain(value) for name, value in zip(taken, values, strict=True)}
+        for values in zip(*taken.values(), strict=True)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: nothing instead of NaN."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_plan_tries_a_real_step() -> None:
 @pytest.mark.parametrize(
     ("sections", "error", "said"),
     [
-        ({"model": {"name": "ccn"}}, ExperimentError, "did you mean 'cnn'"),
+        ({"model": {"name": "cnnn"}}, ExperimentError, "did you mean 'cnn'"),
         ({"model": {"name": "mlp", "widht": 3}}, ExperimentError, "did you mean 'width'"),
         ({"model": {"name": "cnn", "blocks": 9}}, ExperimentError, "9 blocks need images of 512"),
         ({"model": {"name": "no.such:thing"}}, ExperimentError, "No module named"),
