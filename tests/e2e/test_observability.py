@@ -78,22 +78,27 @@ def test_prometheus_shows_a_run_as_the_dashboard_asks(cluster: Cluster, tmp_path
             f"--set=serve.port={free_ports(1)[0]}",
         )  # fmt: skip
         assert sent.returncode == 0, sent.stderr
+        trials = "sum(ray_lepton_study_trials_total) == 2"
+        wait_for(lambda: asked(trials) or asked("ray_lepton_run_step > 0"))
+        assert asked(trials), "both trials were counted when training began"
         wait_for(lambda: asked("ray_lepton_run_step == ray_lepton_run_steps"))
+        # What a driver shows ends with it, so each answer is kept as it comes.
+        found: dict[str, list[dict[str, Any]]] = {}
+
+        def answered(expression: str) -> bool:
+            found[expression] = asked(expression)
+            return bool(found[expression])
+
         dashboard = json.loads((OBSERVABILITY / "grafana.json").read_text())
         lossless = ("resizes", "losses", "redone", "stood_still")  # counters that nothing moved
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
                 expression = target["expr"]
                 if not any(name in expression for name in lossless):
-                    wait_for(lambda e=expression: asked(e))
-        (goodput,) = asked("ray_lepton_run_goodput")
+                    wait_for(lambda e=expression: answered(e))
+        (goodput,) = found["ray_lepton_run_goodput"]
         assert goodput["metric"]["experiment"] == "digits"
         assert 0.0 < float(goodput["value"][1]) <= 1.0
-        trials = {
-            r["metric"]["state"]: float(r["value"][1])
-            for r in asked("ray_lepton_study_trials_total")
-        }
-        assert sum(trials.values()) == 2
         rules = httpx.get(f"http://127.0.0.1:{port}/api/v1/rules").json()["data"]["groups"]
         assert {r["health"] for g in rules for r in g["rules"]} <= {"ok", "unknown"}
         cluster.ask("jobs", "stop", "watched")
