@@ -163,15 +163,16 @@ def test_a_driver_that_dies_is_started_again_and_goes_on(cluster: Cluster) -> No
 def test_a_stopped_job_ends_and_goes_on_when_sent_again(cluster: Cluster) -> None:
     words = [
         "submit", DIGITS, "--command", "train", "--name", "stopped",
-        "--set=workers.min=1", "--set=workers.max=1", "--set=train.epochs=12",
+        "--set=workers.min=1", "--set=workers.max=1", "--set=train.epochs=60",
         "--set=train.checkpoint.every_s=0.5",
     ]  # fmt: skip
     assert cluster.ask(*words, "--no-wait").returncode == 0
+    assert "runs already, joined" in cluster.ask(*words, "--no-wait").stdout
     results = cluster.folder / "storage" / "results" / "stopped"
     wait_for(lambda: list(results.rglob("checkpoints/*")))
-    assert "runs already, joined" in cluster.ask(*words, "--no-wait").stdout
     assert "is stopping" in cluster.ask("jobs", "stop", "stopped").stdout
-    wait_for(lambda: cluster.status("stopped") == "STOPPED")
+    wait_for(lambda: cluster.status("stopped") != "RUNNING")
+    assert cluster.status("stopped") == "STOPPED"
     wait_for(lambda: not cluster.drivers())
     done = cluster.ask(*words)
     assert done.returncode == 0, done.stderr
