@@ -19,9 +19,7 @@ from lepton_ray.config.schema.data import (
     TextPreprocess,
 )
 from lepton_ray.config.schema.evaluation import Evaluate
-from lepton_ray.config.schema.section import (
-    Section,
-)
+from lepton_ray.config.schema.section import Section, Source
 from lepton_ray.config.schema.serving import (
     Batching,
     Canary,
@@ -71,6 +69,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Schedule",
     "Serve",
+    "Source",
     "Split",
     "TableData",
     "TablePreprocess",
