@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
-.PHONY: install demo results test e2e check bench system soak
+.PHONY: install demo results test e2e e2e-cluster check bench system soak
 
 install: .venv/.installed
 
@@ -37,6 +37,10 @@ test: install
 
 e2e: install
 	.venv/bin/pytest tests/e2e
+
+# `ray up`, jobs, power cuts and `ray down` on machines in namespaces of this one; needs root.
+e2e-cluster: install
+	.venv/bin/pytest tests/e2e -m cluster -s
 
 check: install
 	.venv/bin/ruff check

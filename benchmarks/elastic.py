@@ -10,7 +10,8 @@
 - ``checkpoint_stall``: share of step time lost to checkpoints every 20 steps.
 - ``growth``: milliseconds and memory of a step against shards, parameters and replicas (not with
   ``--quick``). More replicas than processors share them, so there only what is added counts.
-- ``resize_vs_ray_default``, ``resize_vs_ray_tuned``: see benchmarks/resize.py, which needs minutes.
+- ``resize_vs_ray_default``, ``resize_vs_ray_tuned``: from the runs that benchmarks/resize.py keeps,
+  which needs minutes. How live replicas recover: benchmarks/recovery.py, benchmarks/goodput.py.
 
 The data are random images of Fashion-MNIST's shape: the values do not change the time.
 """
@@ -33,6 +34,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import _report
+import resize
 
 SHAPE, CLASSES, BATCH = (1, 28, 28), 10, 256
 WINDOW = 20  # steps
@@ -166,10 +168,10 @@ def _leave() -> None:
 
 def timed(target: Any, *arguments: Any) -> list[float]:
     """Seconds of each step of two processes, the slower one's."""
-    return [max(steps) for steps in zip(*_run_processes(target, 2, *arguments), strict=True)]
+    return [max(steps) for steps in zip(*run_processes(target, 2, *arguments), strict=True)]
 
 
-def _run_processes(target: Any, size: int, *arguments: Any) -> list[Any]:
+def run_processes(target: Any, size: int, *arguments: Any) -> list[Any]:
     """What each of ``size`` processes sends."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -301,7 +303,7 @@ def growth() -> dict[str, Any]:
     """Milliseconds of a step, and the largest replica's memory, along three axes."""
 
     def point(size: int, **settings: Any) -> dict[str, float]:
-        sent = _run_processes(_growing, size, settings, 30)
+        sent = run_processes(_growing, size, settings, 30)
         return {name: max(s[name] for s in sent) for name in sent[0]}
 
     small = {"name": "mlp", "width": 64}
@@ -338,10 +340,13 @@ def main() -> None:
         detail[name] = CASES[name](options.quick)
         if not options.json:
             print(name, json.dumps(detail[name]), flush=True)
+    if not options.case:
+        detail["resize"] = resize.summary(resize.kept(), resize.EVENTS)
     figures = {
         "throughput_vs_ddp": detail.get("throughput_vs_ddp", {}).get("cnn", {}).get("median"),
         "step_overhead": detail.get("step_overhead", {}).get("median"),
         "checkpoint_stall": detail.get("checkpoint_stall", {}).get("median"),
+        **resize.figures(detail.get("resize", {})),
     }
     _report.finish({name: value for name, value in figures.items() if value is not None}, detail)
 

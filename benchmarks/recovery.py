@@ -11,7 +11,11 @@ one, which closes no socket, and SIGCONT when the others have gone on.
 A step is done when somebody starts the next. ``recover_s`` is how much longer than usual the step
 took that the event hit, until then; ``join_s`` the same of the longest step while the lost replicas
 come back; ``redone`` how many done steps were done again. torchrun waits for a silent worker for
-half an hour, so that pair is not run. Ray Train's own mode: benchmarks/resize.py.
+half an hour, so that pair is not run.
+
+``recovery_vs_ray_default`` and ``recovery_vs_ray_tuned`` are from the runs that
+benchmarks/resize.py keeps; there are the loss of a node, a drain and a join (``add``) too.
+``live_recovery_s`` is of events in which processes die, ``live_silent_recovery_s`` of the other.
 
 Each run has every event once and is appended to ``results/recovery.jsonl``; what is there is not
 done again. ``--quick`` runs each arm once and keeps nothing.
@@ -37,6 +41,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 import _report
+import resize
 
 HERE = Path(__file__).parent
 KEPT = HERE / "results" / "recovery.jsonl"
@@ -309,19 +314,38 @@ def main() -> None:
             if pairs:
                 theirs, own = zip(*pairs, strict=True)
                 detail[event][f"{peer}_over_ours"] = _report.ratio(theirs, own)
+    median_s = {
+        event: statistics.median(r["recover_s"] for r in d["runs"]["ours"])
+        for event, d in detail.items()
+    }
+    by_ray = resize.summary(resize.kept(), [e for e in resize.EVENTS if e != "add"])
+    measured, detail = detail, {**detail, "ray": by_ray}
     _report.finish(
         {
-            "live_recovery_s": max(
-                statistics.median(r["recover_s"] for r in d["runs"]["ours"])
-                for d in detail.values()
-            ),
             **{
-                f"recovery_vs_{peer}": min(
-                    d[f"{peer}_over_ours"]["median"]
-                    for d in detail.values()
-                    if f"{peer}_over_ours" in d
+                name: max(median_s[event] for event in of)
+                for name, of in (
+                    ("live_recovery_s", set(events) - {"silent"}),
+                    ("live_silent_recovery_s", set(events) & {"silent"}),
                 )
+                if of
+            },
+            **{
+                f"recovery_vs_ray_{how}": min(
+                    d[f"{how}_over_ours"]["median"] for d in by_ray.values()
+                )
+                for how in ("default", "tuned")
+            },
+            **{
+                f"recovery_vs_{peer}": min(ratios)
                 for peer in ("torchft", "torchrun")
+                if (
+                    ratios := [
+                        d[f"{peer}_over_ours"]["median"]
+                        for d in measured.values()
+                        if f"{peer}_over_ours" in d
+                    ]
+                )
             },
         },
         detail,

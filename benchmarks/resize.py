@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="only of the runs that are kept")
     options = parser.parse_args()
     events = [options.case] if options.case else ["kill", "add"] if options.quick else EVENTS
-    runs = [] if options.quick or not KEPT.exists() else _kept()
+    runs = [] if options.quick else kept()
     repeats = range(0 if options.summary else 1 if options.quick else REPEATS)
     for repeat, event, arm in itertools.product(repeats, events, ARMS):
         if repeat < len(_of(runs, event, arm)):
@@ -323,6 +323,26 @@ def main() -> None:
                 file.write(json.dumps(runs[-1]) + "\n")
         if not options.json:
             print(json.dumps(runs[-1]), flush=True)
+    detail = summary(runs, events)
+    _report.finish(figures(detail), detail)
+
+
+def figures(detail: dict[str, Any]) -> dict[str, float]:
+    """Of the worst of the events; none of none."""
+    return {
+        f"resize_vs_ray_{how}": min(d[f"{how}_over_ours"]["median"] for d in detail.values())
+        for how in ("default", "tuned")
+        if detail
+    }
+
+
+def kept() -> list[dict[str, Any]]:
+    """The runs of earlier calls."""
+    return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+
+
+def summary(runs: list[dict[str, Any]], events: list[str]) -> dict[str, Any]:
+    """By event: all runs, and how many times as long as ours Ray Train stands still."""
     detail: dict[str, Any] = {}
     for event in events:
         # Each arm may have one run more than the next, where the benchmark was stopped.
@@ -333,17 +353,7 @@ def main() -> None:
             "default_over_ours": _report.ratio(stood["ray_default"], stood["ours"]),
             "tuned_over_ours": _report.ratio(stood["ray_tuned"], stood["ours"]),
         }
-    _report.finish(
-        {
-            "resize_vs_ray_default": min(d["default_over_ours"]["median"] for d in detail.values()),
-            "resize_vs_ray_tuned": min(d["tuned_over_ours"]["median"] for d in detail.values()),
-        },
-        detail,
-    )
-
-
-def _kept() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in KEPT.read_text().splitlines()]
+    return detail
 
 
 def _of(runs: list[dict[str, Any]], event: str, arm: str) -> list[dict[str, Any]]:

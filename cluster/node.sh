@@ -134,6 +134,8 @@ head() {
     background tracking python -m lepton_ray.jobs.node.tracking \
         --host "$ip" --port "$MLFLOW_PORT" --ray-port "$PORT" --folder "$STATE/mlflow" \
         --key "$STATE/mlflow_key"
+    # What the cluster may grow to; the driver of a job plans with it.
+    export LEPTON_CLUSTER_FILE=$HOME/ray_bootstrap_config.yaml
     # No CPU and no GPU: work goes to workers. The dashboard is reached by `ray dashboard` (ssh) only.
     start_ray --head --port="$PORT" --num-cpus=0 --num-gpus=0 --dashboard-host=127.0.0.1 \
         --autoscaling-config="$HOME/ray_bootstrap_config.yaml" ${LEPTON_RAY_OPTIONS:-}

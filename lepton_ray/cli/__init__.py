@@ -1,4 +1,5 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 1 the run failed, 2 wrong input.
+"""The command line: parse, call, print. Exit codes: 0 done, 1 the run failed, 2 wrong input,
+70 a bug.
 
 Nothing heavy is imported before a command is known, so that ``--help`` is instant.
 """
@@ -14,15 +15,17 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from lepton_ray import __version__
-from lepton_ray.cli import endpoints, experiments, models, status
+from lepton_ray.cli import cluster, endpoints, experiments, models, status
 from lepton_ray.cli.commands import Commands
 from lepton_ray.cli.terminal import Terminal
 from lepton_ray.errors import InputError, LeptonRayError
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
+UNEXPECTED = 70  # a bug, or a machine that fails: unlike 1, another try may do
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         if log_file is None:
             raise
         terminal.error(f"error: unexpected, this is a bug; the log is {log_file}")
-        raise
+        traceback.print_exc()
+        return UNEXPECTED
     if options.json:
         print(json.dumps(result))
     return 0
@@ -64,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"lepton-ray {__version__}")
     commands = Commands(whole)
-    for group in (experiments, models, endpoints, status):
+    for group in (experiments, models, endpoints, cluster, status):
         group.declare(commands)
     return whole
 

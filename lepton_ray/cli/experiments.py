@@ -8,6 +8,7 @@ from typing import Any
 
 from lepton_ray.cli.commands import Commands, add_address, count
 from lepton_ray.cli.terminal import Terminal
+from lepton_ray.errors import InputError
 
 
 def declare(commands: Commands) -> None:
@@ -19,6 +20,10 @@ def declare(commands: Commands) -> None:
     init.add_argument("--force", action="store_true", help="overwrite the file")
     plan = commands.add_on_file("plan", _plan, "check all, run one real step; change nothing")
     add_address(plan)
+    plan.add_argument(
+        "--cluster", metavar="YAML", help="does it fit this cluster file; what it costs"
+    )
+    plan.add_argument("--prices", metavar="FILE", help="own prices of machines, over the table's")
     verbs = {
         "run": "plan, tune, train, register, gate, promote and serve",
         "tune": "search the space of the experiment",
@@ -28,6 +33,16 @@ def declare(commands: Commands) -> None:
         command = commands.add_on_file(name, _run, text)
         command.add_argument("--resume", action="store_true", help="go on with the last run")
         add_address(command)
+        if name == "tune":
+            command.add_argument(
+                "--add-trials", type=count, metavar="N", help="extend the last finished study"
+            )
+        if name != "train":
+            command.add_argument(
+                "--from-study",
+                metavar="NAME",
+                help="learn from an earlier one: a run's folder, an experiment, an MLflow run",
+            )
         if name == "run":
             command.add_argument("--keep", action="store_true", help="leave the endpoint up")
     commands.add_on_file("render", _render, "print the experiment with every default written out")
@@ -54,13 +69,24 @@ def _init(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
 def _plan(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     from lepton_ray.pipeline import Experiment
 
-    plan = Experiment.load(options.file, options.settings).plan(address=options.address)
-    terminal.say(plan.table())
-    return plan.to_json()
+    experiment = Experiment.load(options.file, options.settings)
+    if options.cluster is None:
+        plan = experiment.plan(address=options.address)
+        terminal.say(plan.table())
+        return plan.to_json()
+    plan, fit = experiment.plan_on(options.cluster, prices=options.prices)
+    terminal.say(f"{plan.table()}\n{fit.table()}")
+    return {**plan.to_json(), "fit": fit.to_json()}
 
 
 def _run(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     from lepton_ray.config import load
+
+    if options.resume and getattr(options, "add_trials", None):
+        raise InputError(
+            "--resume goes on with a study that did not finish, --add-trials with one that did: "
+            "give one of them"
+        )
 
     experiment = load(options.file, options.settings)
     from lepton_ray.pipeline import Run
@@ -72,6 +98,8 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         keep=getattr(options, "keep", False),
         address=options.address,
         terminal=terminal,
+        add_trials=getattr(options, "add_trials", None),
+        from_study=getattr(options, "from_study", None),
     ).go()
     terminal.say(f"done   in {result['seconds']:.0f} s")
     return result

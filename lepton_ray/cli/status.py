@@ -12,12 +12,39 @@ from lepton_ray.cli.terminal import Terminal
 
 def declare(commands: Commands) -> None:
     """Add status."""
-    status = commands.add("status", _status, "what runs now: endpoints, and what is tried on them")
-    status.add_argument("name", nargs="?", metavar="NAME", help="of a model; default all")
+    status = commands.add("status", _status, "what runs now; with --why, why something does not")
+    status.add_argument(
+        "name", nargs="?", metavar="NAME", help="of a model or an experiment; with --why, of a job"
+    )
+    status.add_argument("--why", action="store_true", help="ask the cluster what is wrong")
+    status.add_argument("--address", help="--why: of the dashboard; default RAY_ADDRESS")
+    status.add_argument("--cluster", metavar="YAML", help="--why: the file of the cluster")
 
 
 def _status(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
-    return {"endpoints": _endpoints(options.name, terminal)}
+    from lepton_ray.pipeline import status
+
+    if options.why:
+        found = status.why(options.address, options.name, options.cluster, terminal)
+        return {"findings": found}
+    return {
+        "runs": status.runs(options.name, terminal),
+        "studies": _studies(options.name, terminal),
+        "endpoints": _endpoints(options.name, terminal),
+    }
+
+
+def _studies(name: str | None, terminal: Terminal) -> dict[str, Any]:
+    """Of each experiment, its last study."""
+    from lepton_ray.jobs.studies import overview
+
+    said: dict[str, Any] = {}
+    for experiment, (folder, lines, state) in overview(name).items():
+        terminal.say(f"{experiment}")
+        terminal.say(f"  study     {folder}, {state['stands']}")
+        terminal.say("\n".join(f"  {line}" for line in lines))
+        said[experiment] = {"folder": folder, **state}
+    return said
 
 
 def _endpoints(name: str | None, terminal: Terminal) -> dict[str, Any]:

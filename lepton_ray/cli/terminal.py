@@ -17,7 +17,7 @@ class Terminal:
         self._quiet = quiet
         self._out = sys.stdout
         self._live = sys.stdout.isatty() and not quiet
-        self._transient = False
+        self._transient = 0  # lines that the next ones replace
         self._told_at = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -30,11 +30,13 @@ class Terminal:
         if not self._live:
             if not self._quiet and time.monotonic() - self._told_at >= PLAIN_PROGRESS_S:
                 self._told_at = time.monotonic()
-                print(text, file=self._out, flush=True)
+                print(text.splitlines()[0], file=self._out, flush=True)
         else:
-            width = os.get_terminal_size().columns
-            print(f"\r\x1b[K{text[: width - 1]}", end="", file=self._out, flush=True)
-            self._transient = True
+            columns, rows = os.get_terminal_size()
+            self._clear()
+            lines = [line[: columns - 1] for line in text.splitlines()[: max(1, rows - 1)]]
+            print("\n".join(lines), end="", file=self._out, flush=True)
+            self._transient = len(lines)
 
     def error(self, text: str) -> None:
         self._clear()
@@ -42,5 +44,6 @@ class Terminal:
 
     def _clear(self) -> None:
         if self._transient:
-            print("\r\x1b[K", end="", file=self._out)
-            self._transient = False
+            up = f"\x1b[{self._transient - 1}A" if self._transient > 1 else ""
+            print(f"\r{up}\x1b[J", end="", file=self._out)
+            self._transient = 0

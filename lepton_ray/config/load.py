@@ -226,7 +226,7 @@ def _describe(error: Any, raw: dict[str, Any], lines: Lines) -> str:
     if error["type"] == "missing":
         return f"{where}this key is required"
     if error["type"] == "union_tag_not_found":
-        return f"{where}the key 'kind' is required: image or table"
+        return f"{where}the key 'kind' is required: {', '.join(_kinds(path[-1]))}"
     if error["type"] == "union_tag_invalid":
         context = error["ctx"]
         return (
@@ -272,6 +272,13 @@ def _locate(
             narrowed = [s for s in sections if str(part) in _tags(s)]
             sections = narrowed or sections
     return path, valid
+
+
+def _kinds(section: str) -> list[str]:
+    """The tags of a section of several kinds."""
+    return [
+        str(t) for s in _sections(Experiment.model_fields[section].annotation) for t in _tags(s)
+    ]
 
 
 def _tags(section: type[BaseModel]) -> tuple[Any, ...]:

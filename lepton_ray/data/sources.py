@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lepton_ray.config.schema import Data, ImageData, TableData, TextData
+from lepton_ray.config.schema import ImageData, TableData, TextData
 from lepton_ray.data import dates, folders, frames, slices, tables, words
 from lepton_ray.data.schema import Column
 from lepton_ray.data.slices import Groups
@@ -59,7 +59,7 @@ class Raw:
         return len(self.labels)
 
 
-def read(data: Data, sliced: Sequence[str] = ()) -> Raw:
+def read(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> Raw:
     """The samples of a data section.
 
     Args:

@@ -6,7 +6,9 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +19,8 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.data import decision
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import ExperimentError, TrainingError, nearest
-from lepton_ray.jobs import session
+from lepton_ray.jobs import cluster_file, prices, session
+from lepton_ray.jobs.costs import Fit, fit
 from lepton_ray.tracking import store
 from lepton_ray.training.loop import Replica
 from lepton_ray.tuning import space
@@ -36,6 +39,8 @@ class Plan:
     name: str
     samples: dict[str, int]
     classes: int
+    answer: str
+    """What is predicted, in words."""
     data_digest: str
     notes: tuple[str, ...]
     """About the data."""
@@ -63,12 +68,11 @@ class Plan:
     def table(self) -> str:
         low, high = self.workers
         parts = ", ".join(f"{n:,} {part}" for part, n in self.samples.items())
-        target = f"{self.classes} classes" if self.classes else "a number to predict"
         tune = f"tune {self.trials} trials about {self.tune_s:.0f} s, " if self.trials else ""
         return "\n".join(
             [
                 f"plan   {self.name}",
-                f"  data     {parts}; {target}; digest {self.data_digest[:12]}",
+                f"  data     {parts}; {self.answer}; digest {self.data_digest[:12]}",
                 *(f"           {note}" for note in self.notes),
                 f"  model    {self.model}, {self.parameters:,} parameters",
                 f"  step     batch {self.batch} = {self.shards} shards x "
@@ -88,9 +92,15 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     Raises:
         InputError: the first thing that is wrong, before anything is started or written.
     """
+    exact_together = experiment.train.exact and experiment.workers.max > 1
+    available, kinds = _look(address, at_processors=exact_together)
+    session.check_room(experiment.workers, session.possible(available), _where(address))
+    session.check_alike(kinds, _where(address))
+    return _make_plan(experiment, available)
+
+
+def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[Plan, Dataset]:
     store.client()
-    available = _available(address)
-    session.check_room(experiment.workers, available, _where(address))
     if experiment.tune is not None:
         space.check(experiment)
     dataset = data.load(experiment.data, experiment.evaluate.slices)
@@ -110,14 +120,8 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
                 f"{nearest(experiment.gate.metric, tested)}"
             ],
         )
-    if experiment.tune is not None and experiment.tune.metric not in metrics:
-        raise ExperimentError(
-            experiment.name,
-            [
-                f"tune.metric: {experiment.tune.metric!r} is never reported, "
-                f"{nearest(experiment.tune.metric, metrics)}"
-            ],
-        )
+    if experiment.tune is not None:
+        space.check_metrics(experiment, metrics)
     stop = experiment.train.early_stop
     if stop is not None and stop.metric not in metrics:
         raise ExperimentError(
@@ -131,8 +135,9 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     running = min(workers.max, max(1, int(available.get("CPU", 1) // workers.cpus)))
     shard_rounds = math.ceil(train.n_shards / running) / train.n_shards
     trials = experiment.tune.trials if experiment.tune else 0
+    each = workers.cpus * (experiment.tune.workers if experiment.tune else 1)
     at_once = (experiment.tune.parallel if experiment.tune else None) or max(
-        1, int(available.get("CPU", 1) // workers.cpus)
+        1, int(available.get("CPU", 1) // each)
     )
     plan = Plan(
         name=experiment.name,
@@ -142,6 +147,7 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
             "test": len(dataset.test),
         },
         classes=len(dataset.schema.classes),
+        answer=dataset.schema.answer,
         data_digest=dataset.digest,
         notes=dataset.notes,
         model=experiment.model.name,
@@ -163,14 +169,39 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     return plan, dataset
 
 
-def _available(address: str | None) -> dict[str, float]:
-    """The cluster's resources; of this machine when the cluster is the embedded one."""
+def plan_on(
+    experiment: Experiment, path: str | Path, own_prices: str | Path | None = None
+) -> tuple[Plan, Fit]:
+    """A plan for the cluster of a file, which need not run; the step is tried on this machine.
+
+    Raises:
+        InputError: as of `make_plan`; and when ``workers.min`` has no room on the cluster.
+    """
+    file = cluster_file.read(path)
+    table = prices.load(own_prices)
+    fit(file, experiment.workers, 0.0, table)  # before a second is spent
+    room = {"CPU": 0.0, "GPU": 0.0}
+    for kind in file.workers:
+        cpus = float(os.cpu_count() or 1) if kind.cpus is None else kind.cpus
+        room["CPU"] += kind.maximum * cpus
+        room["GPU"] += kind.maximum * kind.gpus
+    plan, _ = _make_plan(experiment, room)
+    return plan, fit(file, experiment.workers, plan.tune_s + plan.train_s, table)
+
+
+def _look(
+    address: str | None, *, at_processors: bool
+) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """The cluster's resources, of this machine when it is the embedded one; and its processors,
+    where there are several nodes that may be unlike."""
     if ray.is_initialized():
-        return session.resources()
+        several = sum(node["Alive"] for node in ray.nodes()) > 1
+        return session.resources(), session.processors() if several and at_processors else {}
     if address or os.environ.get("RAY_ADDRESS"):
         with session.session(address):
-            return session.resources()
-    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+            return _look(address, at_processors=at_processors)
+    here = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return here, {}
 
 
 def _where(address: str | None) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lepton_ray.errors import InputError
+from lepton_ray.errors import ClusterError, InputError, nearest
+from lepton_ray.training.elasticity import SPOT
 
+TYPE_LABELS = ("instance-type", "node.kubernetes.io/instance-type")
+"""Labels of a Ray node that may name its type."""
 TABLE = Path(__file__).with_name("prices.yaml")
 
 
@@ -49,7 +53,7 @@ def load(own: str | Path | None = None) -> Prices:
     Raises:
         InputError: when the file cannot be read, or is of another form.
     """
-    table = _read(TABLE)
+    table = _built_in()
     if own is None:
         return table
     over = _read(Path(own))
@@ -58,7 +62,34 @@ def load(own: str | Path | None = None) -> Prices:
 
 def machine(name: str) -> Machine | None:
     """A machine of the table that comes with the package."""
-    return _read(TABLE).machines.get(name)
+    return _built_in().machines.get(name)
+
+
+def of_nodes(nodes: Iterable[Mapping[str, str]], each: float | None) -> float:
+    """US dollars an hour of all nodes of a running cluster.
+
+    Args:
+        nodes: the labels of each.
+        each: what a node costs, if the table is not to be asked.
+
+    Raises:
+        ClusterError: for a node whose price is not known.
+    """
+    return sum(each if each is not None else _of_node(labels) for labels in nodes)
+
+
+def _of_node(labels: Mapping[str, str]) -> float:
+    table = _read(TABLE)
+    name = next((labels[label] for label in TYPE_LABELS if label in labels), None)
+    found = table.of(name, spot=SPOT.items() <= labels.items()) if name else None
+    if found is not None:
+        return found
+    what = "has no label that names its type" if name is None else f"is of type {name!r}"
+    hint = f", {nearest(name, table.machines)}" if name else ""
+    raise ClusterError(
+        f"tune.budget.usd needs the price of every node, but one {what}{hint}: set "
+        f"tune.budget.usd_per_hour, or start nodes with --labels {TYPE_LABELS[0]}=TYPE"
+    )
 
 
 def family(name: str) -> str:
@@ -73,6 +104,10 @@ def family(name: str) -> str:
 
 
 @functools.lru_cache
+def _built_in() -> Prices:
+    return _read(TABLE)
+
+
 def _read(path: Path) -> Prices:
     try:
         raw: dict[str, Any] = yaml.safe_load(path.read_text())

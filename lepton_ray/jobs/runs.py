@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from lepton_ray import storage
-from lepton_ray.config import loads, render
+from lepton_ray.config import flatten, loads, render
 from lepton_ray.config.schema import Experiment
 from lepton_ray.errors import InputError, StoreError
+from lepton_ray.tuning import space
 
 STATE = "run.json"
 EXPERIMENT = "experiment.yaml"
@@ -93,33 +94,48 @@ class RunFolder:
             InputError: when there is none, or the experiment has changed since.
             StoreError: when the storage cannot be read.
         """
-        parent = f"{experiment.storage}/{experiment.name}"
+        found = [
+            folder
+            for folder in RunFolder.all_of(experiment.storage, experiment.name)
+            if folder.command == command and folder._state["status"] != "finished"
+        ]
+        if not found:
+            raise InputError(
+                f"nothing to resume: no unfinished '{command}' of {experiment.name!r} in "
+                f"{experiment.storage}/{experiment.name}"
+            )
+        last = found[-1]
+        changed = differences(experiment, last.experiment())
+        if changed:
+            raise InputError(
+                f"the experiment has changed since the run in {last.uri} ({'; '.join(changed)}): "
+                f"resume with the file {last.uri}/{EXPERIMENT}, or start anew without --resume"
+            )
+        last.path.mkdir(parents=True, exist_ok=True)
+        return last
+
+    @staticmethod
+    def all_of(place: str, name: str) -> list[RunFolder]:
+        """All runs of an experiment, oldest first.
+
+        Args:
+            place: its ``storage``.
+
+        Raises:
+            StoreError: when that cannot be read.
+        """
+        parent = f"{place}/{name}"
         filesystem, root = storage.open_folder(parent)
         try:
             entries = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
         except OSError as error:
-            raise StoreError(f"storage {experiment.storage!r} cannot be read: {error}") from error
+            raise StoreError(f"storage {place!r} cannot be read: {error}") from error
         found = []
-        for name in sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory):
-            state_file = filesystem.get_file_info(f"{root}/{name}/{STATE}")
-            if state_file.type != pafs.FileType.File:
-                continue
-            path = local_root(experiment.storage) / experiment.name / name
-            folder = RunFolder.open(f"{parent}/{name}", path)
-            if folder._state["command"] == command and folder._state["status"] != "finished":
-                found.append(folder)
-        if not found:
-            raise InputError(
-                f"nothing to resume: no unfinished '{command}' of {experiment.name!r} in {parent}"
-            )
-        last = found[-1]
-        if last.experiment() != experiment:
-            raise InputError(
-                f"the experiment has changed since the run in {last.uri}: resume with the file "
-                f"{last.uri}/{EXPERIMENT}, or start anew without --resume"
-            )
-        last.path.mkdir(parents=True, exist_ok=True)
-        return last
+        for run in sorted(e.base_name for e in entries if e.type == pafs.FileType.Directory):
+            state_file = filesystem.get_file_info(f"{root}/{run}/{STATE}")
+            if state_file.type == pafs.FileType.File:
+                found.append(RunFolder.open(f"{parent}/{run}", local_root(place) / name / run))
+        return found
 
     def experiment(self) -> Experiment:
         """The experiment as it runs, without what its study found."""
@@ -132,6 +148,11 @@ class RunFolder:
         return f"{self.uri}/checkpoints"
 
     @property
+    def command(self) -> str:
+        """``run``, ``tune`` or ``train``."""
+        return str(self._state["command"])
+
+    @property
     def id(self) -> str:
         return self.path.name
 
@@ -139,6 +160,11 @@ class RunFolder:
         """What a finished stage gave; None when it is not done."""
         value: dict[str, Any] | None = self._state["stages"].get(name)
         return value
+
+    def reopen_stage(self, name: str) -> None:
+        """Have a finished stage done again."""
+        self._state["stages"].pop(name, None)
+        self.end("running")
 
     def finish_stage(self, name: str, value: dict[str, Any]) -> None:
         self._state["stages"][name] = value
@@ -160,6 +186,19 @@ class RunFolder:
     def _write(self) -> None:
         content = json.dumps(self._state, indent=1).encode()
         storage.write(self._fs, f"{self._root}/{STATE}", content)
+
+
+def differences(ours: Experiment, theirs: Experiment) -> list[str]:
+    """How two experiments differ, a text for each setting; of their search spaces too."""
+    flat = [flatten(e.model_dump(mode="json", exclude={"tune": {"space"}})) for e in (ours, theirs)]
+    found = [
+        f"{path} is {flat[0].get(path)!r} now and was {flat[1].get(path)!r}"
+        for path in sorted({*flat[0], *flat[1]})
+        if flat[0].get(path) != flat[1].get(path)
+    ]
+    if ours.tune is not None and theirs.tune is not None:
+        found += space.differences(ours.tune.space, theirs.tune.space)
+    return found
 
 
 def local_root(folder: str) -> Path:

@@ -7,20 +7,27 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError
+from lepton_ray.jobs import cluster_file, proxy
+from lepton_ray.training.determinism import processor
 from lepton_ray.training.elasticity import SPOT
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
+PROBE_S = 60  # for a process to start on every node
 
 
 @contextlib.contextmanager
@@ -42,22 +49,39 @@ def session(address: str | None = None) -> Iterator[None]:
         _reach(address)
     on_terminate = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
+    with contextlib.ExitStack() as files:
+        folder = None
+        if not address:
+            folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="lepton-")))
+            options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
+        _init(address, folder, options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str | None, files: Path | None, options: dict[str, Any]) -> None:
+    """
+    Args:
+        files: folder for an embedded cluster's proxy.
+    """
     try:
-        if address:
+        if files is None:
             ray.init(address=address, **options)
+        elif not proxy.available():
+            ray.init(address="local", **options)
         else:
-            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+            ports = proxy.free_ports(proxy.ports_needed())
+            with proxy.environment(proxy.settings(files, ports, os.cpu_count() or 1)):
+                ray.init(address="local", **options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(
             f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
             "an embedded one"
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _reach(address: str) -> None:
@@ -88,6 +112,63 @@ def resources() -> dict[str, float]:
             if SPOT.items() <= node["Labels"].items():
                 total.update({f"spot {name}": n for name, n in node["Resources"].items()})
     return dict(total)
+
+
+def possible(present: Mapping[str, float]) -> dict[str, float]:
+    """What the cluster has or may start, as `resources` gives it.
+
+    The head of a cluster of `cluster/` names its file in LEPTON_CLUSTER_FILE. Where Ray alone knows
+    what a machine has, there is no limit.
+    """
+    path = os.environ.get("LEPTON_CLUSTER_FILE")
+    if not path:
+        return dict(present)
+    most: Counter[str] = Counter()
+    for kind in cluster_file.read(path).workers:
+        has = {"CPU": kind.cpus, "GPU": kind.gpus}
+        for name, each in has.items():
+            amount = float("inf") if each is None else kind.maximum * each
+            most.update({name: amount, **({f"spot {name}": amount} if kind.spot else {})})
+    return {name: max(present.get(name, 0.0), most[name]) for name in {*present, *most}}
+
+
+def processors() -> dict[str, list[str]]:
+    """Addresses of the cluster's nodes by `determinism.processor`; of those that answer."""
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            probe = ray.remote(num_cpus=0)(processor).options(scheduling_strategy=there)
+            asked[probe.remote()] = node["NodeManagerAddress"]
+    found: dict[str, list[str]] = {}
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S)
+    for answer in answered:
+        with contextlib.suppress(RayError):  # a node that cannot is told of when it trains
+            found.setdefault(ray.get(answer), []).append(asked[answer])
+    return found
+
+
+def check_alike(kinds: Mapping[str, Sequence[str]], where: str) -> None:
+    """Replicas on any of the nodes compute the same bytes.
+
+    Args:
+        kinds: as `processors` gives them.
+
+    Raises:
+        ClusterError: naming the kinds and their nodes.
+    """
+    if len(kinds) < 2:
+        return
+    common = set.intersection(*(set(kind.split()) for kind in kinds))
+    named = [
+        f"{' '.join(w for w in kind.split() if w not in common) or 'without those'} at "
+        f"{', '.join(nodes)}"
+        for kind, nodes in kinds.items()
+    ]
+    raise ClusterError(
+        f"{where} has processors that compute unlike each other ({'; '.join(named)}), so that "
+        "training could not be exact: use one kind of machine, or set train.exact: false"
+    )
 
 
 def check_room(workers: Workers, available: Mapping[str, float], where: str) -> None:

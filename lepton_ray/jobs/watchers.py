@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
-from lepton_ray.config import flatten, render
 from lepton_ray.config.schema import Experiment
-from lepton_ray.jobs.runs import RunFolder
 from lepton_ray.tracking.store import Tracker
-from lepton_ray.tuning.journal import Journal, TrialRecord
 
 
 class Terminal(Protocol):
@@ -22,7 +19,7 @@ class Terminal(Protocol):
         """A line that stays."""
 
     def progress(self, text: str) -> None:
-        """A line that the next one replaces."""
+        """Lines that the next ones replace; where they cannot, the first now and then."""
 
 
 class Silent:
@@ -142,83 +139,14 @@ class TrainingWatcher:
             self._terminal.say(f"train  profile in {path}, for ui.perfetto.dev")
 
 
-class StudyWatcher:
-    """Turns a study's events into MLflow runs (a parent, a child a trial) and a progress line."""
+def to_all(*watchers: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """A watcher that passes each event on."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        tracker: Tracker,
-        folder: RunFolder,
-        terminal: Terminal,
-        tags: dict[str, str],
-    ) -> None:
-        assert experiment.tune is not None
-        self._settings = experiment.tune
-        self._tracker = tracker
-        self._terminal = terminal
-        self._children: dict[str, str] = {}
-        self._ended = 0
-        self._best: float | None = None
-        found = folder.recall("study_run")
-        if found is not None:
-            self.run_id = str(found)
-            tracker.reopen(self.run_id)
-            tracker.end_children(self.run_id)
-            journal = Journal(folder.path / "study")
-            self._ended = len(journal.finished)
-            best = journal.best(self._settings.mode)
-            self._best = best.values[-1] if best else None
-            return
-        self.run_id = tracker.start(
-            f"study {folder.id}",
-            params=flatten(experiment.model_dump(mode="json")),
-            tags=tags | {"lepton_ray.kind": "study"},
-        )
-        folder.remember("study_run", self.run_id)
-        tracker.text(self.run_id, "experiment.yaml", render(experiment))
+    def tell(event: dict[str, Any]) -> None:
+        for watcher in watchers:
+            watcher(event)
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        trial = event["trial"]
-        match event["kind"]:
-            case "trial_start":
-                self._children[trial] = self._tracker.start(
-                    f"trial {trial}",
-                    params=event["params"],
-                    tags={"lepton_ray.kind": "trial"},
-                    parent=self.run_id,
-                )
-            case "trial_result":
-                self._tracker.metrics(self._children[trial], event["metrics"], event["epoch"])
-            case "trial_end":
-                self._end(self._children.pop(trial), event["record"])
-        best = f", best {self._settings.metric} {self._best:.4f}" if self._best is not None else ""
-        self._terminal.progress(
-            f"tune   {self._ended} of {self._settings.trials} trials done, "
-            f"{len(self._children)} running{best}"
-        )
-
-    def _end(self, run_id: str, record: TrialRecord) -> None:
-        self._ended += 1
-        self._tracker.tags(run_id, {"lepton_ray.state": record.state})
-        if record.error:
-            self._tracker.text(run_id, "error.txt", record.error)
-        self._tracker.finish(run_id, "FAILED" if record.state == "failed" else "FINISHED")
-        if record.state == "finished":
-            pick = min if self._settings.mode == "min" else max
-            values = [record.values[-1]] + ([self._best] if self._best is not None else [])
-            self._best = pick(values)
-
-    def end(self, status: Any, best: TrialRecord | None = None) -> None:
-        """Close the parent run, and the children that were cut off."""
-        for run_id in self._children.values():
-            self._tracker.finish(run_id, "KILLED")
-        if best is not None:
-            self._tracker.metrics(self.run_id, {self._settings.metric: best.values[-1]}, 0)
-            self._tracker.tags(
-                self.run_id, {f"best.{path}": str(v) for path, v in best.params.items()}
-            )
-        self._tracker.finish(self.run_id, status)
+    return tell
 
 
 def numbers(metrics: Mapping[str, float]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from lepton_ray.config import load
 from lepton_ray.config import schema as config
-from lepton_ray.jobs.planning import Plan, make_plan
+from lepton_ray.jobs.costs import Fit
+from lepton_ray.jobs.planning import Plan, make_plan, plan_on
 from lepton_ray.pipeline.run import Run
 
 __all__ = ["Experiment", "Run"]
@@ -29,6 +30,14 @@ class Experiment:
     def plan(self, *, address: str | None = None) -> Plan:
         """Check everything and run one real step; changes nothing."""
         return make_plan(self.config, address=address)[0]
+
+    def plan_on(self, cluster: str | Path, *, prices: str | Path | None = None) -> tuple[Plan, Fit]:
+        """The same for the cluster of a file that need not run, and what it costs there.
+
+        Raises:
+            ClusterError: when the file is wrong, or has no room for ``workers.min``.
+        """
+        return plan_on(self.config, cluster, prices)
 
     def tune(self, **options: Any) -> dict[str, Any]:
         """Search; returns the best trial. Options as for `run`."""

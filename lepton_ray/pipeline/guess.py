@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from lepton_ray.config.schema import TextPreprocess, Train
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.sources import Raw
 from lepton_ray.errors import DataError, nearest
+from lepton_ray.pipeline import guess_sequences
+from lepton_ray.pipeline.guesses import Guess
 from lepton_ray.pipeline.profiles import (
     Profile,
     is_code,
@@ -31,20 +32,12 @@ TARGETS = ("target", "label", "class", "y", "outcome", "category", "sentiment", 
 RARE = (1000, 10)  # from so many rows on, categories of fewer training rows are taken together
 FEW_CLASSES = 20  # of whole numbers; more are amounts
 STEPS = 1500  # of one training
-EPOCHS = {"table": 60, "text": 20, "image": 30}  # at most
+EPOCHS = {"table": 60, "text": 20, "image": 30, "interactions": 30, "series": 20}  # at most
+KINDS = {"image": "image", "text": "text", "id": "interactions", "time": "series"}
+DECAY = {"table": 0.05, "interactions": 0.1}
 BATCH = (8, 256)
 STEPS_PER_EPOCH = 16  # at least, where the smallest batch allows
 ENOUGH = 5000  # samples of which a tenth is enough to validate on
-
-
-@dataclass(frozen=True)
-class Guess:
-    """One setting of an experiment."""
-
-    path: str
-    """Dotted, as in ``data.split.test``."""
-    value: Any
-    reason: str = ""
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -65,7 +58,7 @@ def pictures(source: str, raw: Raw) -> list[Guess]:
 
 
 def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Guess]:
-    """The data section of a table or of texts.
+    """The data section of interactions, of a series, of a table or of texts.
 
     Args:
         target: the column to predict, where a person has named it.
@@ -78,6 +71,11 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
             f"{source}: must have rows, a column to predict and at least one to predict it from, "
             f"but has {len(frame)} rows and {len(frame.columns)} columns"
         )
+    sequence = guess_sequences.series(source, frame, target)
+    if sequence is None and target is None:
+        sequence = guess_sequences.interactions(source, frame)
+    if sequence is not None:
+        return sequence
     profiles = {name: profile(str(name), frame[name]) for name in frame.columns}
     target, why = _target(source, frame, profiles, target)
     if profiles[target].kind == "useless" and frame[target].dtype.kind not in "iuf":
@@ -208,14 +206,17 @@ def _split(n: int, given: str, column: str | None) -> list[Guess]:
 def training(dataset: Dataset) -> list[Guess]:
     """Model, training, study and gate for data that are read already."""
     n, column = len(dataset.train), dataset.schema.columns[0]
-    kind = column.kind if column.kind in ("image", "text") else "table"
+    kind = KINDS.get(column.kind, "table")
     batch = _batch(n)
     steps = max(1, n // batch)
     epochs = max(3, min(EPOCHS[kind], -(-STEPS // steps)))
     lr = 0.005 if kind == "text" else 0.003
     metric, reason = _metric(dataset)
     weights = _weights(dataset)
-    measured = "val_loss" if dataset.schema.classes else "val_mae"
+    measured, mode = "val_loss" if dataset.schema.classes else "val_mae", "min"
+    if kind in ("interactions", "series"):
+        metric, mode, reason = guess_sequences.MEASURES[dataset.schema.task]
+        measured = f"val_{metric}"
     space = {
         "train.optimizer.lr": {"loguniform": [round(lr / 5, 6), round(lr * 5, 6)]},
         "model.dropout": {"uniform": [0.0, 0.5]},
@@ -227,9 +228,7 @@ def training(dataset: Dataset) -> list[Guess]:
         Guess("train.shards", Train(batch=batch).n_shards, "workers it can grow to; divides batch"),
         Guess("train.optimizer.name", "adamw", "rarely the worst choice"),
         Guess("train.optimizer.lr", lr, "the study looks around it"),
-        Guess(
-            "train.optimizer.weight_decay", 0.05 if kind == "table" else 0.01, f"usual for {kind}"
-        ),
+        Guess("train.optimizer.weight_decay", DECAY.get(kind, 0.01), f"usual for {kind}"),
         Guess("train.schedule.name", "cosine", "ends with small steps"),
         Guess("train.schedule.warmup", 0.1, "a tenth of the steps"),
         *weights[:1],
@@ -238,7 +237,7 @@ def training(dataset: Dataset) -> list[Guess]:
         Guess("workers.min", 1, "starts on any machine"),
         Guess("workers.max", 2, "more machines take more, the model stays the same"),
         Guess("tune.metric", measured, "as early_stop"),
-        Guess("tune.mode", "min", "less is better"),
+        Guess("tune.mode", mode, f"{'less' if mode == 'min' else 'more'} is better"),
         Guess("tune.trials", 8, "a small study; most stop early"),
         Guess("tune.space", space, "what matters most"),
         *weights[1:],
@@ -257,6 +256,8 @@ def _batch(n: int) -> int:
 
 
 def _model(kind: str, dataset: Dataset) -> list[Guess]:
+    if kind in ("interactions", "series"):
+        return guess_sequences.model(dataset)
     shape, n = dataset.preprocess.input_shape, len(dataset.train)
     small = n < 1000
     if kind == "text":
@@ -273,7 +274,7 @@ def _model(kind: str, dataset: Dataset) -> list[Guess]:
             Guess("model.blocks", halvings, f"halvings of {shape[1]} x {shape[2]} pixels"),
             Guess("model.dropout", 0.2, "the study looks around it"),
         ]
-    if dataset.preprocess.features:
+    if "columns" in dataset.preprocess.facts:
         return [
             Guess("model.name", "table_resnet", "a vector for each column of a table"),
             Guess("model.bins", 16 if small else 64, f"{n:,} training samples"),

@@ -15,7 +15,7 @@ from lepton_ray.data import folders, frames, sources
 from lepton_ray.errors import DataError, InputError
 from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.pipeline import guess
-from lepton_ray.pipeline.guess import Guess
+from lepton_ray.pipeline.guesses import Guess
 
 FORMS = (
     f"{folders.FORMS}, the four IDX files of MNIST, or a file that ends with .npz, "

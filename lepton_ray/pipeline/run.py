@@ -26,9 +26,11 @@ from lepton_ray.errors import (
     GateError,
 )
 from lepton_ray.jobs import provenance, session
+from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
-from lepton_ray.jobs.watchers import Silent, StudyWatcher, Terminal, TrainingWatcher, numbers
+from lepton_ray.jobs.watchers import Silent, Terminal, TrainingWatcher, numbers, to_all
+from lepton_ray.pipeline import carried, past, search
 from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import score_table, slice_table
@@ -38,11 +40,10 @@ from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.training import baselines
-from lepton_ray.training.checkpoint import CheckpointFolder
+from lepton_ray.training.checkpoint import CheckpointFolder, copy_last
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.trainer import TrainResult, train
-from lepton_ray.tuning import study
 
 CHECKED_ROWS = 32  # test samples sent to a new endpoint
 
@@ -61,6 +62,9 @@ class Run:
         resume: go on with the last unfinished run of this command.
         keep: leave the endpoint up until Ctrl-C (on a named cluster: leave it and return).
         address: of a Ray cluster; default RAY_ADDRESS, else an embedded one.
+        add_trials: go on with the last study of this command, with so many trials more.
+        from_study: an earlier study to learn from: the folder of a run, the name of an experiment
+            or a study's run in MLflow.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class Run:
         keep: bool = False,
         address: str | None = None,
         terminal: Terminal | None = None,
+        add_trials: int | None = None,
+        from_study: str | None = None,
     ) -> None:
         self._experiment = experiment
         self._command = command
@@ -79,6 +85,8 @@ class Run:
         self._keep = keep
         self._address = address
         self._terminal: Terminal = terminal or Silent()
+        self._add_trials = add_trials
+        self._from_study = from_study
         self._started = time.monotonic()
         self._result: TrainResult | None = None
 
@@ -94,11 +102,15 @@ class Run:
             endpoint.check_port(experiment.serve.host, experiment.serve.port)
         if self._resume:
             self._folder = RunFolder.find_unfinished(experiment, self._command)
+        elif self._add_trials:
+            self._folder = search.extend(experiment, self._command, self._add_trials)
+        if self._from_study:
+            past.find(self._from_study, experiment)  # before anything is started
         with session.session(self._address):
             plan, self._dataset = make_plan(experiment, address=self._address)
             say(plan.table())
             self._tracker = Tracker(experiment.name, local_root(experiment.storage) / "artifacts")
-            if not self._resume:
+            if not self._resume and not self._add_trials:
                 self._folder = RunFolder.create(experiment, self._command)
             say(f"run    {self._folder.uri}")
             self._folder.remember("data_digest", self._dataset.digest)
@@ -122,35 +134,15 @@ class Run:
         return results
 
     def _tune(self, results: dict[str, Any]) -> dict[str, Any]:
-        watcher = StudyWatcher(
-            self._experiment, self._tracker, self._folder, self._terminal, self._common_tags()
+        return search.search(
+            self._experiment,
+            self._reference,
+            folder=self._folder,
+            tracker=self._tracker,
+            terminal=self._terminal,
+            tags=self._common_tags(),
+            from_study=self._from_study,
         )
-        start = time.monotonic()
-        try:
-            best, journal = study.run(
-                self._experiment,
-                self._reference,
-                folder=self._folder.path / "study",
-                on_event=watcher,
-            )
-        except BaseException as error:
-            watcher.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        watcher.end("FINISHED", best)
-        states = [r.state for r in journal.finished]
-        metric = self._experiment.tune.metric  # type: ignore[union-attr]
-        self._terminal.say(
-            f"tune   best of {len(states)} trials: {metric} {best.values[-1]:.4f} with "
-            f"{_settings(best.params)}\n"
-            f"       {states.count('finished')} finished, {states.count('pruned')} stopped early, "
-            f"{states.count('failed')} failed; {time.monotonic() - start:.0f} s"
-        )
-        return {
-            "best": asdict(best),
-            "trials": len(states),
-            "study": watcher.run_id,
-            "states": {s: states.count(s) for s in ("finished", "pruned", "failed")},
-        }
 
     def _train(self, results: dict[str, Any]) -> dict[str, Any]:
         experiment = self._tuned(results)
@@ -168,6 +160,10 @@ class Run:
             self._tracker.text(run_id, "experiment.yaml", render(experiment))
         else:
             self._tracker.reopen(run_id)
+        if "tune" in results and self._is_population:
+            # Its settings changed on the way: the best member's training is the final one.
+            source = CheckpointFolder(results["tune"]["checkpoint"])
+            copy_last(source, CheckpointFolder(self._folder.checkpoints))
         start = time.monotonic()
         watcher = TrainingWatcher(
             run_id,
@@ -177,6 +173,7 @@ class Run:
             self._folder.path,
             recorded=self._tracker.recorded(run_id),
         )
+        shown = RunMetrics(experiment.name, self._folder.id)
         try:
             with contextlib.closing(watcher):
                 result = train(
@@ -184,7 +181,7 @@ class Run:
                     self._reference,
                     folder=self._folder.path,
                     checkpoints=self._folder.checkpoints,
-                    on_event=watcher,
+                    on_event=to_all(watcher, shown),
                 )
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt)
@@ -201,11 +198,17 @@ class Run:
                 **{f"lepton_ray.numerics.{k}": str(v) for k, v in result.profile.items()},
             },
         )
+        same = ""
+        if "tune" in results:
+            same = search.same_weights(results["tune"]["best"], sha256)
+            if self._is_population:
+                for epoch, metrics in enumerate(result.history, 1):
+                    self._tracker.metrics(run_id, metrics, epoch)
         self._tracker.flush()
         last = result.history[-1]
         self._terminal.say(
             f"train  {len(result.history)} epochs, {result.steps} steps in "
-            f"{time.monotonic() - start:.0f} s: {numbers(last)}; weights {sha256[:12]}"
+            f"{time.monotonic() - start:.0f} s: {numbers(last)}; weights {sha256[:12]}{same}"
         )
         return {
             "run_id": run_id,
@@ -230,9 +233,11 @@ class Run:
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
-        decided = decision.fit(
-            package.outputs(model, dataset.validation.x), dataset.validation.y, experiment.evaluate
-        )
+        beside = carried.files(model, dataset, examples=experiment.serve.examples)
+        decided = decision.Decision()
+        if dataset.schema.classes:
+            logits = package.outputs(model, dataset.validation.x)
+            decided = decision.fit(logits, dataset.validation.y, experiment.evaluate)
         package.build(
             folder,
             model=model,
@@ -241,7 +246,7 @@ class Run:
             decision=decided,
             experiment_yaml=render(experiment),
             sample_x=dataset.test.x[:256],
-            max_batch=experiment.serve.batch.max,
+            max_batch=experiment.serve.batch.largest,
             provenance={
                 "git_commit": provenance.git_commit(),
                 "data_digest": dataset.digest,
@@ -249,7 +254,9 @@ class Run:
                 "training_digest": results["train"]["digest"],
                 "software": provenance.software(),
             },
+            beside=beside,
         )
+        self._tracker.text(run_id, carried.IMPORTANCE, beside[carried.IMPORTANCE].decode())
         runtime = Runtime.load(folder)
         test = {
             "model": score(runtime, dataset),
@@ -335,6 +342,11 @@ class Run:
             return self._experiment
         return with_settings(self._experiment, results["tune"]["best"]["params"])
 
+    @property
+    def _is_population(self) -> bool:
+        tune = self._experiment.tune
+        return tune is not None and tune.searcher == "pbt"
+
     def _weights(self, experiment: config.Experiment, expected: str) -> dict[str, Tensor]:
         """What training gave; after a resume, from its last checkpoint."""
         if self._result is not None:
@@ -358,10 +370,3 @@ class Run:
             "lepton_ray.data_digest": self._dataset.digest,
             "mlflow.source.git.commit": provenance.git_commit(),
         }
-
-
-def _settings(params: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{path}={value:.4g}" if isinstance(value, float) else f"{path}={value}"
-        for path, value in params.items()
-    )

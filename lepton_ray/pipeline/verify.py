@@ -37,6 +37,11 @@ def verify(
     if done is None:
         raise InputError(f"{run} has no finished training to verify")
     experiment = folder.experiment()
+    if experiment.tune is not None and experiment.tune.searcher == "pbt" and folder.stage("tune"):
+        raise InputError(
+            f"{run} took its weights from a population, whose settings changed on the way: no one "
+            "experiment gives them again"
+        )
     tuned = folder.stage("tune")
     experiment = with_settings(
         experiment,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import orjson
 from starlette.requests import Request
 
 from lepton_ray.config.schema import Limits
@@ -36,6 +37,8 @@ def types_for(schema: Schema) -> tuple[str, ...]:
     """The Content-Types that a model takes."""
     if any(c.kind == "image" for c in schema.columns):
         return (JSON, *IMAGES)
+    if any(c.kind == "series" for c in schema.columns):
+        return (JSON,)  # a row holds lists
     return (JSON, CSV, PARQUET, ARROW)
 
 
@@ -137,16 +140,28 @@ async def aside(size: int, function: Callable[..., T], *args: Any) -> T:
 
 
 def _from_json(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> list[Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(422, f"the body must be JSON: {error}") from None
+    value = _parsed(body)
     rows = value.get("rows") if isinstance(value, dict) else None
     if not isinstance(rows, list) or not rows or set(value) != {"rows"}:
         raise RefusedError(422, 'the body must be {"rows": [{...}, ...]} with at least one row')
     if len(rows) > max_rows:
         raise tables.too_many_rows(max_rows)
     return decoded(schema, rows, max_bytes)
+
+
+def _parsed(body: bytes) -> Any:
+    """
+    Raises:
+        RefusedError: 422 when it is no JSON.
+    """
+    try:
+        return orjson.loads(body)  # a tenth of the time of the standard library's
+    except ValueError:
+        pass
+    try:  # which takes more, and says better what is wrong
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(422, f"the body must be JSON: {error}") from None
 
 
 def decoded(schema: Schema, rows: list[Any], most: float = math.inf) -> list[Any]:

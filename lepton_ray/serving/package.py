@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from lepton_ray.data.decision import Decision
-from lepton_ray.data.preprocess import Inputs, Preprocess
+from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import RunError
 from lepton_ray.serving import manifest as manifests
@@ -46,12 +47,13 @@ def build(
     *,
     model: nn.Module,
     dataset_schema: Schema,
-    preprocess: Preprocess,
+    preprocess: Fitted,
     decision: Decision = PLAIN,
     experiment_yaml: str,
     sample_x: Inputs,
     max_batch: int,
     provenance: dict[str, Any],
+    beside: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a version into ``folder`` (made aside, then renamed) and return its manifest.
 
@@ -59,6 +61,7 @@ def build(
         model: trained; it is copied, and the copy exported.
         sample_x: [n >= 2, ...] real inputs, on which the runtimes are compared.
         max_batch: largest batch size the runtimes are compared at.
+        beside: more files of the version, by name.
 
     Raises:
         RunError: when the runtimes disagree.
@@ -67,12 +70,13 @@ def build(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     eager = copy.deepcopy(model).cpu().eval()
-    with _quiet():
-        _export(eager, torch.from_numpy(sample_x[:2].copy()), aside)
+    export(eager, torch.from_numpy(sample_x[:2].copy()), aside)
     preprocess.save(aside)
     (aside / "schema.json").write_text(json.dumps(dataset_schema.to_json(), indent=1))
     (aside / DECISION).write_text(json.dumps(asdict(decision), indent=1))
     (aside / "experiment.yaml").write_text(experiment_yaml)
+    for name, content in (beside or {}).items():
+        (aside / name).write_bytes(content)
     manifest = manifests.write(
         aside,
         {
@@ -95,19 +99,35 @@ def build(
 def rows(schema: Schema, columns: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
     """The first ``n`` samples as a person would send them: plain values, one mapping a row."""
     taken = {c.name: columns[c.name][:n].tolist() for c in schema.columns}
-    return [dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)]
+    return [
+        {name: _plain(value) for name, value in zip(taken, values, strict=True)}
+        for values in zip(*taken.values(), strict=True)
+    ]
 
 
-def _export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
-    """Two samples as the example: with one, the batch size would be frozen to 1."""
+def _plain(value: Any) -> Any:
+    """What JSON can say: nothing instead of NaN."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:
+    """Write ``model.pt2`` and ``model.onnx``.
+
+    Args:
+        model: in eval mode.
+        example: two samples: with one, the batch size would be frozen to 1.
+    """
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / "model.pt2")
-    onnx = torch.onnx.export(
-        model, (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-    )
-    assert onnx is not None
-    onnx.save(folder / "model.onnx")
+    with _quiet():
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, folder / "model.pt2")
+        onnx = torch.onnx.export(
+            model, (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+        )
+        assert onnx is not None
+        onnx.save(folder / "model.onnx")
 
 
 def _compare(

@@ -135,6 +135,8 @@ def decide(
     rule = canary.rule
     ours = tally.get(canary.version, Counts())
     theirs = tally.get(canary.instead_of, Counts())
+    if champion == canary.version:
+        return Decision("end", "it was promoted otherwise")
     if champion != canary.instead_of:
         return Decision("end", f"the champion is version {champion} now, not {canary.instead_of}")
     if refused:

@@ -17,13 +17,30 @@ class Check:
     """How far it was from holding; 0 when it held."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What serving a version takes, beside its answers."""
+
+    latency_ms: float
+    """Median of the runtime for one row."""
+    mb: float
+    """Of the model's file."""
+    difference: float
+    """Largest between the answers of torch and of the runtime."""
+
+
 def decide(
-    gate: Gate, value: float, rivals: Mapping[str, float | None], direction: str
+    gate: Gate,
+    value: float,
+    rivals: Mapping[str, float | None],
+    direction: str,
+    served: Served | None = None,
 ) -> list[Check]:
     """One check for each rule of the gate; the version is promoted when all passed.
 
     Args:
         value: the version's metric on the test split.
+        served: measured, where the gate `asks_for_serving`.
         rivals: name -> the same metric of a rival on the same data; None when there is none (no
             champion yet), which passes.
         direction: ``max`` when more is better, ``min`` when less is.
@@ -46,7 +63,20 @@ def decide(
             f"{'at least as good as' if name == 'champion' else 'better than'} {name} {rival:.4f}"
         )
         checks.append(_check(rule, margin, name == "champion"))
+    if served is not None:
+        for what, most, measured in (
+            ("latency_ms", gate.max_latency_ms, served.latency_ms),
+            ("mb", gate.max_mb, served.mb),
+            ("difference", gate.max_difference, served.difference),
+        ):
+            if most is not None:
+                checks.append(_check(f"{what} {measured:.3g} <= {most:g}", most - measured, True))
     return checks
+
+
+def asks_for_serving(gate: Gate) -> bool:
+    """Whether a rule needs `Served`."""
+    return any(v is not None for v in (gate.max_latency_ms, gate.max_mb, gate.max_difference))
 
 
 def _check(rule: str, margin: float, equal_passes: bool) -> Check:

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,28 @@ def client() -> MlflowClient:
             f"the MLflow store {uri} cannot be used: {_first_line(error)}; set MLFLOW_TRACKING_URI"
         ) from error
     return store
+
+
+def top_level_runs(name: str | None, most: int) -> list[Any]:
+    """The newest runs that are no trials, each tagged with its experiment's name.
+
+    Args:
+        name: of an experiment; all of them by default.
+    """
+    store = client()
+    names = {e.experiment_id: e.name for e in store.search_experiments()}
+    chosen = [i for i, n in names.items() if name is None or n == name]
+    if not chosen:
+        return []
+    found = store.search_runs(
+        chosen,
+        "tags.`lepton_ray.kind` != 'trial'",
+        max_results=most,
+        order_by=["attributes.start_time DESC"],
+    )
+    for run in found:
+        run.data.tags["lepton_ray.experiment"] = names[run.info.experiment_id]
+    return list(found)
 
 
 def _check_writable(uri: str) -> None:
@@ -129,11 +151,49 @@ class Tracker:
         """Mark a run of an earlier process as running again."""
         self.client.update_run(run_id, status="RUNNING")
 
-    def end_children(self, parent: str) -> None:
-        """Mark runs that a killed process left running below ``parent`` as killed."""
-        cut_off = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
-        for run in self.client.search_runs([self.experiment_id], cut_off):
-            self.client.set_terminated(run.info.run_id, "KILLED")
+    def children(self, parent: str, tag: str) -> dict[str, tuple[str, str]]:
+        """Runs below ``parent`` by the value of a tag: id and status."""
+        found: dict[str, tuple[str, str]] = {}
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", page_token=token
+            )
+            found |= {r.data.tags[tag]: (r.info.run_id, r.info.status) for r in page}
+            token = page.token
+            if not token:
+                return found
+
+    def steps(self, run_id: str, names: Sequence[str]) -> dict[str, set[int]]:
+        """At which steps a run has a value of each metric."""
+        return {
+            name: {m.step for m in self.client.get_metric_history(run_id, name)} for name in names
+        }
+
+    def batch(
+        self,
+        run_id: str,
+        *,
+        metrics: Sequence[tuple[int, Mapping[str, float]]],
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Record numbers (step, values), settings and tags at once, in as few calls as MLflow
+        allows."""
+        now = int(time.time() * 1000)
+        numbers = [
+            Metric(name, value, now, step)
+            for step, values in metrics
+            for name, value in values.items()
+            if math.isfinite(value)
+        ]
+        items = [Param(k, _text(v)) for k, v in params.items()]
+        labels = [RunTag(k, v) for k, v in tags.items()]
+        while numbers or items or labels:
+            self.client.log_batch(
+                run_id, metrics=numbers[:BATCH], params=items[:100], tags=labels, synchronous=True
+            )
+            numbers, items, labels = numbers[BATCH:], items[100:], []
 
     def metrics(self, run_id: str, values: Mapping[str, float], step: int) -> None:
         """Record numbers; they reach the store within a second or with `finish`.
@@ -153,10 +213,12 @@ class Tracker:
 
     def flush(self) -> None:
         """Write what is buffered."""
-        for run_id, metrics in self._buffered.items():
-            for first in range(0, len(metrics), BATCH):
-                self.client.log_batch(run_id, metrics=metrics[first : first + BATCH])
-        self._buffered.clear()
+        for run_id in list(self._buffered):
+            metrics = self._buffered[run_id]
+            while metrics:
+                self.client.log_batch(run_id, metrics=metrics[:BATCH])
+                del metrics[:BATCH]
+            del self._buffered[run_id]
         self._flushed_at = time.monotonic()
 
     def recorded(self, run_id: str) -> int:
@@ -170,6 +232,10 @@ class Tracker:
     def text(self, run_id: str, name: str, content: str) -> None:
         """Record a small file."""
         self.client.log_text(run_id, content, name)
+
+    def files(self, run_id: str, folder: Path, name: str) -> None:
+        """Record all files of a folder."""
+        self.client.log_artifacts(run_id, str(folder), name)
 
     def finish(self, run_id: str, status: Status = "FINISHED") -> None:
         self.flush()

@@ -166,6 +166,13 @@ def _sha256(file: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def copy_last(source: CheckpointFolder, target: CheckpointFolder) -> None:
+    """Begin where another training is, in a folder that has no checkpoint yet."""
+    found = source.load_last() if not target.list() else None
+    if found is not None:
+        target.save(found[1]["step"], *found)
+
+
 def expendable(
     saved: Sequence[Saved], *, keep: int, keep_every: int | None, max_bytes: float
 ) -> list[Saved]:

@@ -1,131 +1,200 @@
-"""Optuna as a searcher of Ray Tune, told the truth about how each trial ended.
+"""Optuna, asked so that each answer is a function of the seed, the trial's number and the history.
 
-Ray Tune's own adapter tells an early-stopped trial as complete and chokes on NaN. Here a stopped
-trial is pruned, with its values per epoch; a crashed or diverged one has failed.
+A sampler lives for one question, with a seed of its own. So a study that goes on from its journal
+asks for the same trials as one that was never stopped.
+
+Optuna is told the truth: a stopped trial is pruned, with its values per epoch; a crashed or
+diverged one has failed; one beyond the constraints is not feasible.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from ray.tune.search import Searcher
 
 from lepton_ray.config.schema import Tune
-from lepton_ray.tuning.journal import Journal, TrialRecord
+from lepton_ray.data.order import key
+from lepton_ray.tuning.journal import Journal, Prior, Report, TrialRecord, TrialStart
+from lepton_ray.tuning.results import excesses, objectives, usable_priors
+from lepton_ray.tuning.space import contains, distribution, in_order, is_active
 
 OPTUNA_STATE = {
     "finished": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+TRIED_PRIORS = 3  # settings of a study whose values do not count here, that are tried first
 
 
-class OptunaSearcher(Searcher):
-    """Asks Optuna for settings and tells it the outcomes; writes both to the journal.
+class OptunaSearcher:
+    """Proposes settings.
 
     Args:
-        first: settings of the first trial of a new study.
+        fixed: what the experiment says for settings that are not searched.
+        own: settings of the first trial.
     """
 
     def __init__(
-        self,
-        tune: Tune,
-        space: dict[str, BaseDistribution],
-        journal: Journal,
-        first: dict[str, Any],
+        self, tune: Tune, journal: Journal, fixed: Mapping[str, Any], own: Mapping[str, Any]
     ) -> None:
-        super().__init__(metric=tune.metric, mode=tune.mode)
-        self._space = space
-        self._journal = journal
-        self._values: dict[str, list[float]] = {}
-        self._running: dict[str, optuna.trial.Trial] = {}
+        self._tune = tune
+        self._fixed = fixed
+        self._order = in_order(tune.space)
+        self._distributions = {p: distribution(w) for p, w in tune.space.items()}
+        comparable, others = usable_priors(journal.priors)
+        self._first = [own, *(_inside(tune, p.params) for p in others[:TRIED_PRIORS])]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        direction = StudyDirection.MINIMIZE if tune.mode == "min" else StudyDirection.MAXIMIZE
-        self._study = optuna.create_study(sampler=_sampler(tune), direction=direction)
-        for record in journal.finished:
-            self._add(record)
-        # The journal keeps every start. One that was tried again since, by an earlier resume, has
-        # its settings among the finished ones, or twice among the unfinished.
-        tried = [record.params for record in journal.finished]
-        for params in journal.unfinished.values():
-            if params not in tried:
-                tried.append(params)
-                self._study.enqueue_trial(params)
-        journal.unfinished.clear()
-        if not journal.finished and first:
-            self._study.enqueue_trial(first, skip_if_exists=True)
+        directions = [
+            StudyDirection.MINIMIZE if mode == "min" else StudyDirection.MAXIMIZE
+            for mode in tune.modes
+        ]
+        self._study = optuna.create_study(directions=directions)
+        self._trials: dict[int, optuna.trial.Trial] = {}
+        for prior in comparable:
+            self._add_prior(prior)
+        for number in sorted(journal.starts):
+            self._add(journal.starts[number], journal.reports[number], journal.ended.get(number))
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        trial = self._study.ask(self._space)
-        self._running[trial_id] = trial
-        self._values[trial_id] = []
-        self._journal.start(trial_id, trial.params)
-        return dict(trial.params)
+    @property
+    def study(self) -> optuna.Study:
+        """As Optuna's reports take it."""
+        return self._study
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        value = float(result[self.metric])
-        self._values[trial_id].append(value)
-        if math.isfinite(value):
-            self._running[trial_id].report(value, step=result["training_iteration"])
+    def propose(self, number: int) -> TrialStart:
+        """Settings for a new trial; it counts as running from now on."""
+        self._study.sampler = make_sampler(self._tune, number)
+        if number < len(self._first) and self._first[number]:
+            self._study.enqueue_trial(dict(self._first[number]), skip_if_exists=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of settings that are enqueued and not active
+            trial = self._study.ask()
+            params: dict[str, Any] = {}
+            for path in self._order:
+                if is_active(self._tune.space[path], params, self._fixed):
+                    params[path] = _suggest(trial, path, self._distributions[path])
+        self._trials[number] = trial
+        return TrialStart(number=number, params=params, attrs=_sampler_state(trial))
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        result = result or {}
-        trial, values = self._running.pop(trial_id), self._values.pop(trial_id)
-        if result.get("training_iteration", 0) > len(values):
-            values.append(float(result[self.metric]))  # the last result comes only here
-            if math.isfinite(values[-1]):
-                trial.report(values[-1], step=result["training_iteration"])
-        broken = error or not values or not math.isfinite(values[-1])
-        finished = bool(result.get("finished"))
-        record = TrialRecord(
-            id=trial_id,
-            params=dict(trial.params),
-            state="failed" if broken else "finished" if finished else "pruned",
-            values=values,
-            metrics={k: float(v) for k, v in result.items() if k.startswith(("val_", "train_"))},
-            seconds=float(result.get("time_total_s", 0.0)),
-            error=str(result.get("error", "the trial's process died" if error else "")),
-        )
-        self._study.tell(
-            trial,
-            values[-1] if record.state == "finished" else None,
-            state=OPTUNA_STATE[record.state],
-        )
-        self._journal.finish(record)
+    def report(self, number: int, report: Report) -> None:
+        """An epoch's value; of several metrics Optuna takes only the last ones."""
+        trial = self._trials.get(number)
+        if trial is not None and len(self._tune.metrics) == 1 and math.isfinite(report.value):
+            trial.report(report.value, step=report.epoch)
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
+    def tell(self, record: TrialRecord) -> None:
+        """How a trial ended."""
+        trial = self._trials.pop(record.number, None)
+        if trial is None:
+            return  # not of the search
+        for name, excess in excesses(self._tune.constraints, record.metrics).items():
+            trial.set_constraint(name, excess)
+        self._study.sampler = make_sampler(self._tune, record.number)
+        state, values = _outcome(self._tune, record)
+        self._study.tell(trial, values, state=state)
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is the state."""
-
-    def _add(self, record: TrialRecord) -> None:
-        """A trial of an earlier process."""
-        steps = {e: v for e, v in enumerate(record.values, 1) if math.isfinite(v)}
+    def _add_prior(self, prior: Prior) -> None:
+        params = _inside(self._tune, prior.params)
+        if not params:
+            return
+        single = len(self._tune.metrics) == 1
         self._study.add_trial(
             create_trial(
-                state=OPTUNA_STATE[record.state],
-                params=record.params,
-                distributions=self._space,
-                value=record.values[-1] if record.state == "finished" else None,
-                intermediate_values=steps,
+                params=params,
+                distributions={p: self._distributions[p] for p in params},
+                value=prior.value if single else None,
+                intermediate_values=dict(enumerate(prior.values, 1)) if single else None,
+                state=TrialState.COMPLETE if single else TrialState.FAIL,
             )
         )
 
+    def _add(self, start: TrialStart, reports: Sequence[Report], end: TrialRecord | None) -> None:
+        """A trial of an earlier process."""
+        if start.kind == "confirm":
+            return
+        single = len(self._tune.metrics) == 1
+        steps = {r.epoch: r.value for r in reports if math.isfinite(r.value)} if single else {}
+        state, values = _outcome(self._tune, end) if end else (TrialState.RUNNING, None)
+        attrs = dict(start.attrs)
+        if end:
+            for name, excess in excesses(self._tune.constraints, end.metrics).items():
+                attrs[f"constraints:{name}"] = excess
+        self._study.add_trial(
+            create_trial(
+                state=state,
+                params=start.params,
+                distributions={p: self._distributions[p] for p in start.params},
+                values=values,
+                intermediate_values=steps,
+                system_attrs=attrs,
+            )
+        )
+        if end is None:
+            last = self._study.get_trials(deepcopy=False)[-1]
+            self._trials[start.number] = optuna.trial.Trial(self._study, last._trial_id)
 
-def _sampler(tune: Tune) -> optuna.samplers.BaseSampler:
-    if tune.searcher == "random":
-        return optuna.samplers.RandomSampler(seed=tune.seed)
-    return optuna.samplers.TPESampler(
-        multivariate=True,
-        constant_liar=True,
-        seed=tune.seed,
-        n_startup_trials=min(10, max(3, tune.trials // 3)),
-    )
+
+def make_sampler(tune: Tune, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler that is asked for one trial."""
+    seed = key(tune.seed, "trial", number) % 2**32
+    startup = min(10, max(3, tune.trials // 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # experimental features of Optuna, used knowingly
+        match tune.searcher:
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "gp":
+                return optuna.samplers.GPSampler(
+                    seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+                )
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(
+                    seed=seed, n_startup_trials=startup, warn_independent_sampling=False
+                )
+        return optuna.samplers.TPESampler(
+            seed=seed,
+            n_startup_trials=startup,
+            multivariate=True,
+            constant_liar=True,
+            group=any(where.when for where in tune.space.values()),
+        )
+
+
+def _outcome(tune: Tune, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
+    """What Optuna is told of an end: values only of trials that finished and measured them all."""
+    if record.state != "finished":
+        return OPTUNA_STATE[record.state], None
+    values = objectives(tune, record)
+    if not all(map(math.isfinite, values)):
+        return TrialState.FAIL, None
+    return TrialState.COMPLETE, values
+
+
+def _inside(tune: Tune, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that are searched and lie in the space."""
+    return {
+        path: value
+        for path, value in params.items()
+        if path in tune.space and contains(tune.space[path], value)
+    }
+
+
+def _suggest(trial: optuna.trial.Trial, path: str, where: BaseDistribution) -> Any:
+    if isinstance(where, optuna.distributions.CategoricalDistribution):
+        return trial.suggest_categorical(path, where.choices)
+    if isinstance(where, optuna.distributions.IntDistribution):
+        return trial.suggest_int(path, where.low, where.high)
+    assert isinstance(where, optuna.distributions.FloatDistribution)
+    return trial.suggest_float(path, where.low, where.high, step=where.step, log=where.log)
+
+
+def _sampler_state(trial: optuna.trial.Trial) -> dict[str, Any]:
+    """What the sampler wrote to a trial: CMA-ES keeps its state there, in Optuna's own form."""
+    attrs = trial.storage.get_trial_system_attrs(trial._trial_id)
+    return {name: value for name, value in attrs.items() if name.startswith("cma:")}

@@ -158,3 +158,14 @@ def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
     )
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["tune"]["trials"] == 8
+    more = command(tmp_path, "tune", DIGITS, *settings, "--add-trials=2", "--json")
+    assert json.loads(more.stdout)["tune"]["trials"] == 10, more.stderr
+    stands = json.loads(command(tmp_path, "status", "digits", "--json").stdout)
+    stands = stands["studies"]["digits"]
+    assert (stands["ended"], stands["closed"]) == (10, "all trials are done")
+    taught = ["--set=tune.trials=1", "--from-study=digits", "--set=tune.seed=1"]
+    found = command(tmp_path, "tune", DIGITS, *settings, *taught, "--json")
+    journal = Path(json.loads(found.stdout)["run"]) / "study" / "trials.jsonl"
+    known = [line for line in (tmp_path / journal).read_text().splitlines() if '"prior"' in line]
+    assert len(known) == 10
+    assert all(json.loads(line)["prior"]["comparable"] for line in known)

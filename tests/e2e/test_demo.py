@@ -137,7 +137,12 @@ def test_the_demo(tmp_path: Path, port: str, store: MlflowClient) -> None:
     (training,) = runs(store, "training")
     assert len(children) == 12
     assert {c.data.tags["mlflow.parentRunId"] for c in children} == {study.info.run_id}
-    assert {r.info.status for r in (study, training, *children)} == {"FINISHED"}
+    assert {r.info.status for r in (study, training)} == {"FINISHED"}
+    ended = {"finished": "FINISHED", "pruned": "KILLED"}
+    assert all(c.info.status == ended[c.data.tags["lepton_ray.state"]] for c in children)
+    files = {f.path for f in store.list_artifacts(study.info.run_id, "report")}
+    assert {"report/report.html", "report/history.png"} <= files
+    assert f"the same bytes as in trial {study.data.tags['best.trial']}" in text
     assert training.data.tags["lepton_ray.study"] == study.info.run_id
     assert training.data.params["train.optimizer.name"] == "adamw"
     assert training.data.params["model.width"] == study.data.tags["best.model.width"]

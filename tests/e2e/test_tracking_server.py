@@ -14,20 +14,26 @@ import httpx
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-DEADLINE_S = 60
+from lepton_ray.tracking import store
+from lepton_ray.tracking.store import Tracker
+
+DEADLINE_S = 240
 PASSWORD = "a" * 40
 
 
 class Head:
     """A head's disk and its server."""
 
-    def __init__(self, root: Path, name: str, password: str = PASSWORD) -> None:
+    def __init__(
+        self, root: Path, name: str, password: str = PASSWORD, port: int | None = None
+    ) -> None:
         self.folder = root / name
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+            self.port = port or free.getsockname()[1]
         (self.folder / "key").write_text("k" * 40)
         self.password = password
         self.log = (self.folder / "log").open("w+")
@@ -95,7 +101,8 @@ def test_what_is_registered_outlives_the_machine(
     client.log_metric(run, "loss", 0.5)
     client.log_text(run, "some weights", "model.txt")
     client.create_registered_model("digits")
-    client.create_model_version("digits", "mlflow-artifacts:/x", run)
+    source = f"{client.get_run(run).info.artifact_uri}/model.txt"
+    client.create_model_version("digits", source, run)
     client.set_registered_model_alias("digits", "champion", "1")
     if how == signal.SIGKILL:
         copy = tmp_path / "storage" / "mlflow" / "backup" / "mlflow.db.1.sha256"
@@ -126,3 +133,33 @@ def test_what_is_registered_outlives_the_machine(
     shown = again.folder / "mlflow" / "auth.ini"
     assert new_password not in shown.read_text()
     assert "NO_PERMISSIONS" in shown.read_text()
+
+
+def test_metrics_of_a_time_without_mlflow_arrive_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training is not held up for ever, and no number is lost."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # gives up soon, as after minutes
+    monkeypatch.setattr(store, "FLUSH_S", 0.0)
+    head = Head(tmp_path, "head")
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", head.url)
+        tracker = Tracker("x", tmp_path)
+        run = tracker.start("r")
+        tracker.metrics(run, {"loss": 1.0}, 0)
+        head.end(signal.SIGKILL)
+        for step in range(1, 4):
+            tracker.metrics(run, {"loss": 1.0 / step}, step)
+        with pytest.raises(MlflowException):
+            tracker.finish(run)
+    finally:
+        head = Head(tmp_path, "head", port=head.port)
+    try:
+        tracker.metrics(run, {"loss": 0.25}, 4)
+        tracker.finish(run)
+        history = MlflowClient(head.url).get_metric_history(run, "loss")
+        assert sorted(m.step for m in history) == [0, 1, 2, 3, 4]
+    finally:
+        head.end(signal.SIGTERM)

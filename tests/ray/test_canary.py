@@ -91,6 +91,7 @@ def nothing_tried(url: str) -> Iterator[None]:
     endpoints.set_shadow("tried", None)
     if (now := endpoints.tried("tried").canary) is not None:
         endpoints.end_canary("tried", now, Decision("end", "the test is over"))
+    wait_for(lambda: not any("versions" in httpx.get(f"{url}/health").json() for _ in range(20)))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,8 @@ def test_a_good_canary_is_promoted_when_its_time_is_over(url: str, callers: Call
     wait_for(lambda: "20 of 50 requests" in endpoints.reports("tried")[0].decision)
     assert registry.resolve("tried@champion").version == 1
     callers.ask(40)
-    wait_for(lambda: registry.resolve("tried@champion").version == 3)
+    wait_for(lambda: endpoints.tried("tried").canary is None)
+    assert registry.resolve("tried@champion").version == 3
     last = endpoints.tried("tried").last
     assert last is not None
     assert (last["version"], last["outcome"]) == (3, "promoted")

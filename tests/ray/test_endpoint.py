@@ -83,7 +83,7 @@ def test_more_rows_than_a_batch_holds_are_answered_by_one_version(
     live: endpoint.Live, registered: str, rows: list[dict]
 ) -> None:
     sent = rows * 3
-    assert len(sent) > Serve().batch.max * 4
+    assert len(sent) > Serve().batch.largest * 4
     expected = [a.model_dump() for a in load_model(registered).predict(sent)]
     with live.client() as client:
         assert client.predict(sent)["predictions"] == expected

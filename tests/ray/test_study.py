@@ -3,98 +3,235 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+import torch
 
+from lepton_ray.config import with_settings
+from lepton_ray.data import Dataset
 from lepton_ray.errors import StudyError
-from lepton_ray.tuning import study
-from lepton_ray.tuning.journal import Journal, TrialRecord
+from lepton_ray.training.checkpoint import CheckpointFolder
+from lepton_ray.training.digest import state_sha256
+from lepton_ray.training.loop import Replica
+from lepton_ray.tuning import report, results, study
+from lepton_ray.tuning.decisions import header
+from lepton_ray.tuning.journal import Journal, TrialStart
 from tests.ray.conftest import experiment
+from tests.studies import decided
 
-SPACE = {
-    "train.optimizer.lr": {"loguniform": [1e-4, 3e-2]},
-    "model.width": {"choice": [4, 8]},
-}
+LR = "train.optimizer.lr"
+SPACE = {LR: {"loguniform": [1e-4, 3e-2]}, "model.width": {"choice": [4, 8]}}
 
 
-def test_a_study_finds_stops_and_resumes(reference: ray.ObjectRef, tmp_path: Path) -> None:
-    settings = {"trials": 4, "space": SPACE}
-    small = experiment(tune=settings)
+def direct(settings: dict[str, Any], dataset: Dataset, epochs: int = 3) -> Replica:
+    """The same training without Ray."""
+    replica = Replica(with_settings(experiment(), settings), dataset, epochs=epochs)
+    for _ in replica.epochs():
+        pass
+    return replica
+
+
+def test_a_study_finds_stops_reports_and_is_extended(
+    reference: ray.ObjectRef, dataset: Dataset, tmp_path: Path
+) -> None:
+    small = experiment(tune={"trials": 5, "space": SPACE, "keep": 1})
     events: list[dict] = []
-    with (tmp_path / "said").open("w") as terminal:  # Tune pickles its callbacks; a file cannot be
+    with (tmp_path / "said").open("w") as terminal:  # Tune pickles what it gets; a file cannot be
 
         def listen(event: dict) -> None:
             events.append(event)
             print(event["kind"], file=terminal)
 
-        best, journal = study.run(small, reference, folder=tmp_path, on_event=listen)
-    assert len(journal.finished) == 4
-    assert {r.state for r in journal.finished} <= {"finished", "pruned"}
-    assert journal.finished[0].params["model.width"] in (4, 8)
-    finished = [r for r in journal.finished if r.state == "finished"]
-    assert best.values[-1] == min(r.values[-1] for r in finished)
+        found = study.run(small, reference, folder=tmp_path, on_event=listen)
+    records = found.journal.finished
+    assert len(records) == 5
+    assert {r.state for r in records} <= {"finished", "pruned"}
+    finished = [r for r in records if r.state == "finished"]
+    assert found.best.values[-1] == min(r.values[-1] for r in finished)
     assert all(len(r.values) == 3 for r in finished)
-    first = next(r for r in journal.finished if r.params["train.optimizer.lr"] == 1e-3)
-    assert first.params["model.width"] == 4, "the experiment's own values come first"
-    assert [e["kind"] for e in events].count("trial_end") == 4
+    assert found.journal.starts[0].params == {LR: 1e-3, "model.width": 4}, "its own come first"
+    assert [e["kind"] for e in events].count("trial_end") == 5
+    told = [(e["trial"], e["epoch"]) for e in events if e["kind"] == "trial_result"]
+    assert len(told) == len(set(told)) == sum(len(r.values) for r in records)
 
-    more = experiment(tune={**settings, "trials": 6})
-    _, extended = study.run(more, reference, folder=tmp_path)
-    assert [r.id for r in extended.finished[:4]] == [r.id for r in journal.finished]
-    assert len(extended.finished) == 6
+    # The best trial again, by itself: the same bytes.
+    same = direct(found.best.params, dataset)
+    assert state_sha256(same.state.final_weights()) == found.best.weights_sha256
+    assert found.best.metrics["val_loss"] == same.state.history[-1]["val_loss"]
+    kept = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+    assert kept == [found.best.id], "checkpoints of the best, and no others"
+
+    page, *pictures = report.write(small, found.journal, tmp_path / "report")
+    text = page.read_text()
+    assert "src=" not in text.split("</script>")[-1], "needs nothing beside it"
+    assert text.count('class="plotly-graph-div"') >= 4
+    assert f"trial {found.best.id}" in text
+    assert {"history.png", "curves.png"} <= {p.name for p in pictures}
+
+    more = study.run(small, reference, folder=tmp_path, more=2)
+    assert [r.number for r in more.journal.finished[:5]] == [r.number for r in records]
+    assert len(more.journal.finished) == 7
 
 
-def test_a_killed_study_does_what_is_left_and_first_what_was_cut_off(
+def test_a_killed_study_goes_on_as_if_it_had_not_been(
     reference: ray.ObjectRef, tmp_path: Path
 ) -> None:
-    done = {"train.optimizer.lr": 0.001, "model.width": 4}
-    cut_off = {"train.optimizer.lr": 0.02, "model.width": 8}
-    killed = Journal(tmp_path)
-    killed.start("done", done)
-    killed.finish(TrialRecord(id="done", params=done, state="finished", values=[9.0, 9.0, 9.0]))
-    killed.start("cut-off", cut_off)
-    with (tmp_path / "trials.jsonl").open("a") as file:
-        file.write('{"star')
-    events: list[dict] = []
-    best, _ = study.run(
-        # One at a time: of two actors, either may be the first to start.
-        experiment(tune={"trials": 3, "parallel": 1, "scheduler": "none", "space": SPACE}),
-        reference,
-        folder=tmp_path,
-        on_event=events.append,
-    )
-    started = [e["params"] for e in events if e["kind"] == "trial_start"]
-    assert len(started) == 2
-    assert started[0] == cut_off
-    assert done not in started
+    asked = experiment(tune={"trials": 4, "parallel": 1, "searcher": "tpe", "space": SPACE})
+    whole = study.run(asked, reference, folder=tmp_path / "whole").journal
+    lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines()
+    for cut in (4, 8):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "trials.jsonl").write_text("\n".join(lines[:cut]) + '\n{"star')
+        again = study.run(asked, reference, folder=folder).journal
+        assert decided(again) == decided(whole)
+        ends = [{r.number: r.weights_sha256 for r in j.finished} for j in (again, whole)]
+        assert ends[0] == ends[1]
+
+
+def test_a_cut_off_trial_goes_on_from_its_own_checkpoint(
+    reference: ray.ObjectRef, dataset: Dataset, tmp_path: Path
+) -> None:
+    tune = {"trials": 1, "scheduler": "none", "space": SPACE}
+    asked = experiment(tune=tune, train={"epochs": 3, "batch": 64, "digest_every": 5})
+    params = {LR: 0.02, "model.width": 8}
     journal = Journal(tmp_path)
-    assert [r.state for r in journal.finished] == ["finished"] * 3
-    assert best.values[-1] < 9.0
-    assert len(best.values) == 3
+    journal.open(header(asked))
+    journal.start(TrialStart(number=0, params=params))
+    begun = Replica(
+        with_settings(asked, params),
+        dataset,
+        checkpoints=CheckpointFolder(str(tmp_path / "checkpoints" / "0000")),
+        epochs=2,
+    )
+    for _ in begun.epochs():
+        pass
+    found = study.run(asked, reference, folder=tmp_path)
+    (record,) = found.journal.finished
+    whole = direct(params, dataset)
+    assert record.weights_sha256 == state_sha256(whole.state.final_weights())
+    assert record.values == [m["val_loss"] for m in whole.state.history]
 
 
-def test_a_bad_trial_does_not_end_the_study(reference: ray.ObjectRef, tmp_path: Path) -> None:
-    settings = {
-        "trials": 4,
-        "searcher": "random",
+def test_workers_of_a_trial_change_nothing_but_its_speed(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    tune = {"trials": 2, "scheduler": "none", "space": SPACE}
+    one, two = (
+        study.run(
+            experiment(tune={**tune, "workers": n, "parallel": 3 - n}),
+            reference,
+            folder=tmp_path / str(n),
+        ).journal
+        for n in (1, 2)
+    )
+    assert {r.number: r.weights_sha256 for r in one.finished} == {
+        r.number: r.weights_sha256 for r in two.finished
+    }
+    assert all(r.weights_sha256 for r in one.finished)
+
+
+def test_a_population_ends_with_weights_that_went_through_several_settings(
+    reference: ray.ObjectRef, dataset: Dataset, tmp_path: Path
+) -> None:
+    asked = experiment(
+        tune={
+            "searcher": "pbt",
+            "population": {"size": 2, "every": 1},
+            "space": {LR: {"loguniform": [1e-3, 3e-2]}},
+        }
+    )
+    found = study.run(asked, reference, folder=tmp_path)
+    journal = found.journal
+    assert [len(journal.reports[n]) for n in sorted(journal.starts)] == [1] * 6
+    assert [journal.reports[n][0].epoch for n in sorted(journal.starts)] == [1, 1, 2, 2, 3, 3]
+    assert found.best.number in (4, 5)
+    parent = journal.starts[found.best.number].parent
+    assert parent in (2, 3)
+    loaded = CheckpointFolder(found.checkpoint).load_last()
+    assert loaded is not None
+    assert [h["val_loss"] for h in loaded[1]["history"]][-2:] == [
+        journal.ended[parent].values[-1],
+        found.best.values[-1],
+    ]
+
+
+def test_a_bad_trial_does_not_end_the_study_and_says_what_it_printed(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    tune = {
+        "searcher": "grid",
         "scheduler": "none",
         "space": {"model.name": {"choice": ["tests.nets:explode", "mlp"]}},
     }
-    best, journal = study.run(
-        experiment(model={"name": "mlp"}, tune=settings), reference, folder=tmp_path
-    )
-    assert best.params == {"model.name": "mlp"}
-    failed = [r for r in journal.finished if r.state == "failed"]
-    assert failed
-    assert all("this model cannot be trained" in r.error for r in failed)
-    assert len(Journal(tmp_path).finished) == 4
+    found = study.run(experiment(model={"name": "mlp"}, tune=tune), reference, folder=tmp_path)
+    assert found.best.params == {"model.name": "mlp"}
+    (failed,) = [r for r in found.journal.finished if r.state == "failed"]
+    assert "this model cannot be trained" in failed.error
+    assert "last lines of the trial's output:\nabout to explode" in failed.error
 
 
-def test_no_finished_trial_is_an_error_with_the_reason(
+def test_no_finished_trial_is_an_error_with_the_commonest_reason(
     reference: ray.ObjectRef, tmp_path: Path
 ) -> None:
-    settings = {"trials": 2, "space": {"train.batch": {"choice": [32, 64]}}}
-    broken = experiment(model={"name": "tests.nets:explode"}, tune=settings)
-    with pytest.raises(StudyError, match="none of 2 trials finished(.|\n)*cannot be trained"):
+    tune = {"trials": 2, "space": {"train.batch": {"choice": [32, 64]}}}
+    broken = experiment(model={"name": "tests.nets:explode"}, tune=tune)
+    with pytest.raises(StudyError, match="none of 2 trials finished; 2 of 2 .*(.|\n)*be trained"):
         study.run(broken, reference, folder=tmp_path)
+
+
+def parameters_halved(model: torch.nn.Module, dataset: Dataset) -> float:
+    return sum(p.numel() for p in model.parameters()) / 2
+
+
+def test_what_is_measured_of_the_model_counts_and_a_constraint_saves_the_training(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    asked = experiment(
+        tune={
+            "searcher": "grid",
+            "metric": ["val_loss", "latency_ms"],
+            "constraints": {"parameters": {"at_most": 1500}},
+            "space": {"model.width": {"choice": [2, 4, 64]}},
+        }
+    )
+    found = study.run(asked, reference, folder=tmp_path, measures={"latency_ms": parameters_halved})
+    small, middle, large = (found.journal.ended[n] for n in range(3))
+    assert not large.feasible
+    assert large.values == [], "it was refused before its first epoch"
+    assert middle.metrics["latency_ms"] == middle.metrics["parameters"] / 2
+    assert asked.tune is not None
+    assert {r.number for r in results.front(asked.tune, found.journal.finished)} <= {0, 1}
+    assert small.feasible
+
+
+def test_a_budget_stops_trials_at_once_and_keeps_the_best(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    asked = experiment(
+        model={"name": "tests.nets:sleepy", "inner": "cnn", "pause_s": 0.02, "width": 4},
+        train={"epochs": 4000, "batch": 64},
+        tune={
+            "trials": 50,
+            "scheduler": "none",
+            "budget": {"usd": 5},
+            "space": {LR: {"loguniform": [1e-4, 3e-2]}},
+        },
+    )
+    rate = [0.0]
+
+    def listen(event: dict) -> None:
+        if event["kind"] == "trial_result":
+            rate[0] = 1e6  # a very large cluster has come
+
+    found = study.run(
+        asked, reference, folder=tmp_path, usd_per_hour=lambda: rate[0], on_event=listen
+    )
+    assert found.reason == "the budget is spent"
+    assert found.best.state == "pruned"
+    assert found.best.reason == "the budget is spent"
+    assert not found.journal.unfinished
+    assert found.journal.closed == "the budget is spent"
+    assert found.journal.spent[1] > 5

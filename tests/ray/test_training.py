@@ -19,7 +19,9 @@ from tensorboardX.proto.event_pb2 import Event
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ClusterError, TrainingError
+from lepton_ray.jobs import session
 from lepton_ray.pipeline import Run
+from lepton_ray.training import determinism
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.trainer import train
@@ -199,6 +201,28 @@ def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(
     with pytest.raises(ClusterError, match=said):
         Run(experiment(workers=workers), "train").go()
     assert not (tmp_path / "lepton_results").exists()
+
+
+def test_nodes_are_asked_for_their_processors(cluster: None) -> None:
+    (node,) = ray.nodes()
+    assert session.processors() == {determinism.processor(): [node["NodeManagerAddress"]]}
+
+
+def test_a_model_that_cannot_be_exact_is_not_tried_twice(
+    reference: ray.ObjectRef, tmp_path: Path
+) -> None:
+    """Where a plan on another kind of machine could not find it."""
+    events: list[dict] = []
+    asked = experiment(model={"name": "tests.nets:scatter"}, workers={"min": 1, "max": 1})
+    with pytest.raises(TrainingError, match="replace the operation, or set train.exact: false"):
+        train(
+            asked,
+            reference,
+            folder=tmp_path,
+            checkpoints=f"{tmp_path}/checkpoints",
+            on_event=events.append,
+        )
+    assert [e["retry"] for e in events if e["kind"] == "failure"] == [False]
 
 
 def test_an_exception_of_the_model_ends_the_run_with_its_traceback(

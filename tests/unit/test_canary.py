@@ -80,6 +80,7 @@ def test_what_becomes_of_it(found: Tally, now_s: float, what: str, said: str) ->
 
 def test_another_champion_ends_it_and_a_version_that_cannot_be_served_is_rolled_back() -> None:
     assert decide(canary(), tally(counts(500)), 9, AFTER).what == "end"
+    assert "promoted otherwise" in decide(canary(), tally(counts(500)), 8, AFTER).reason
     refused = decide(canary(), tally(counts(500)), 7, AFTER, "it takes other columns")
     assert (refused.what, refused.reason) == (
         "rollback",

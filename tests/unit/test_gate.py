@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lepton_ray.config.schema import Gate
-from lepton_ray.tracking.gate import decide
+from lepton_ray.tracking.gate import Served, asks_for_serving, decide
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,17 @@ def test_rules(gate: dict, value: float, rivals: dict, direction: str, passed: l
 def test_a_miss_says_by_how_much() -> None:
     (check,) = decide(Gate(at_least=0.9, beats=()), 0.85, {}, "max")
     assert check.missed_by == pytest.approx(0.05)
+
+
+def test_latency_size_and_parity_are_rules_too() -> None:
+    served = Served(latency_ms=2.5, mb=1.5, difference=2e-7)
+    none = Gate(beats=[])
+    assert not asks_for_serving(none)
+    assert decide(none, 0.9, {}, "max", served) == []
+    gate = Gate(beats=[], max_latency_ms=2, max_mb=1.5, max_difference=1e-6)
+    assert asks_for_serving(gate)
+    latency, size, parity = decide(gate, 0.9, {}, "max", served)
+    assert (latency.rule, latency.passed) == ("latency_ms 2.5 <= 2", False)
+    assert latency.missed_by == pytest.approx(0.5)
+    assert (size.rule, size.passed) == ("mb 1.5 <= 1.5", True)
+    assert (parity.rule, parity.passed) == ("difference 2e-07 <= 1e-06", True)

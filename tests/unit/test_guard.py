@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from lepton_ray.cli import main
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import ServingError
 from lepton_ray.serving import endpoint, keys
-from lepton_ray.serving.follower import FORGET_S, GONE_S, Board, Follower, KeySource
+from lepton_ray.serving.follower import FORGET_S, GONE_S, Board, Follower, KeySource, Told
 from lepton_ray.serving.guard import needs_keys
 from lepton_ray.serving.keys import Key, Keyring
 from lepton_ray.serving.metrics import Metrics, page
 from lepton_ray.serving.refusals import RefusedError
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.tracking import endpoints
 from tests import apps
 
 ROW = {"age": 7, "city": "Rom"}
@@ -234,20 +234,25 @@ def test_an_endpoint_that_others_reach_does_not_start_without_keys(
 
 
 def test_a_key_file_that_is_lost_lets_nobody_in(
-    file: Path,
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(endpoints, "report", lambda name, said: None)
     keys.create(file, "site", ("predict",), None)
-    follower = Follower("people/1", 1, [ray.ObjectRef.nil()], KeySource(file))
+    follower = Follower("people/1", "e", "http://people", KeySource(file))
+    monkeypatch.setattr(follower, "_find", lambda: (1, endpoints.Tried(), {}))
 
     async def present() -> Any:
-        found = await follower.present("r", {})
-        follower._following.cancel()  # type: ignore[union-attr]
-        return found
+        return await follower.present("r", Told({}, "", {}, {}))
 
-    assert len(asyncio.run(present()).keys) == 1
-    file.unlink()
-    follower._read_keys()
-    now = asyncio.run(present())
+    async def look_twice() -> list[Any]:
+        first = await present()
+        file.unlink()
+        await follower._look()
+        follower._following.cancel()  # type: ignore[union-attr]
+        return [first, await present()]
+
+    first, now = asyncio.run(look_twice())
+    assert len(first.keys) == 1
     assert now.keys == ()
     assert "no key is accepted" in now.problem
 

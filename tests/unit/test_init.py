@@ -19,7 +19,7 @@ from lepton_ray.errors import DataError, InputError
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import guess
-from lepton_ray.pipeline.guess import Guess
+from lepton_ray.pipeline.guesses import Guess
 from lepton_ray.pipeline.init import init
 from tests import apps
 
@@ -297,7 +297,7 @@ def test_data_that_cannot_be_used_are_told(home: Path) -> None:
     photos(home)
     for source, target, said in [
         ("none.csv", None, "'none.csv' does not exist"),
-        ("empty.csv", None, "empty.csv: cannot be read"),
+        ("empty.csv", None, "empty.csv: is empty: a CSV starts with a line"),
         ("head.csv", None, "has 0 rows and 2 columns"),
         ("one.csv", None, "has 2 rows and 1 columns"),
         ("t.xlsx", None, "t.xlsx: must be a folder of pictures .*IDX.* .npz, .csv, .parquet, .jso"),
@@ -367,3 +367,43 @@ def test_rare_classes_get_weights_and_a_threshold(tmp_path: Path) -> None:
 
 def _settings(section: dict) -> list[Guess]:
     return [Guess(f"data.{name}", value) for name, value in section.items()]
+
+
+def test_interactions_and_series_are_told_by_their_columns(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 30, 500),
+            "movie_id": rng.integers(0, 20, 500),
+            "rating": rng.integers(1, 6, 500),
+            "timestamp": np.arange(500),
+        }
+    )
+    made = {g.path: g.value for g in guess.rows("r.csv", ratings)}
+    assert made["data.kind"] == "interactions"
+    assert (made["data.user"], made["data.item"]) == ("user_id", "movie_id")
+    assert (made["data.rating"], made["data.task"]) == ("rating", "rating")
+    liked = {g.path: g.value for g in guess.rows("r.csv", ratings.drop(columns="rating"))}
+    assert liked["data.task"] == "ranking"
+    times = pd.date_range("2024-01-01", periods=400, freq="h").delete(77)
+    hourly = pd.DataFrame({"time": times.astype(str), "volume": np.arange(399.0), "rain": 1.0})
+    made = {g.path: g.value for g in guess.rows("s.csv", hourly)}
+    assert (made["data.kind"], made["data.target"]) == ("series", "volume")
+    assert made["data.preprocess.gaps"] == "mask"
+    assert made["data.covariates.past"] == ["rain"]
+    two = pd.concat([hourly.assign(road="A"), hourly.assign(road="B")])
+    assert {g.path: g.value for g in guess.rows("s.csv", two)}["data.id"] == "road"
+    for name, frame in (("r", ratings), ("l", ratings.drop(columns="rating")), ("s", hourly)):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        file = tmp_path / f"{name}.yaml"
+        init(
+            str(tmp_path / f"{name}.csv"),
+            output=str(file),
+            target=None,
+            force=False,
+            terminal=Silent(),
+        )
+        written = load(file)
+        assert written.model.name in ("matrix_factorization", "nbeats")
+        assert written.tune is not None
+        assert written.tune.metric in ("val_rmse", "val_ndcg", "val_mae")

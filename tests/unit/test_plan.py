@@ -9,7 +9,9 @@ import pytest
 
 from lepton_ray.cli import main
 from lepton_ray.config import validate
+from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
+from lepton_ray.jobs import session
 from lepton_ray.jobs.planning import make_plan
 
 DIABETES = {"kind": "table", "source": "sklearn:diabetes", "target": "target"}
@@ -46,7 +48,7 @@ def test_a_plan_tries_a_real_step() -> None:
 @pytest.mark.parametrize(
     ("sections", "error", "said"),
     [
-        ({"model": {"name": "ccn"}}, ExperimentError, "did you mean 'cnn'"),
+        ({"model": {"name": "cnnn"}}, ExperimentError, "did you mean 'cnn'"),
         ({"model": {"name": "mlp", "widht": 3}}, ExperimentError, "did you mean 'width'"),
         ({"model": {"name": "cnn", "blocks": 9}}, ExperimentError, "9 blocks need images of 512"),
         ({"model": {"name": "no.such:thing"}}, ExperimentError, "No module named"),
@@ -95,6 +97,14 @@ def test_a_store_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None
         plan()
 
 
+def test_processors_that_compute_unlike_each_other_are_named() -> None:
+    kinds = {"Maker avx2 fma": ["10.0.0.1"], "Maker amx_bf16 avx2 fma": ["10.0.0.2", "10.0.0.3"]}
+    said = "without those at 10.0.0.1; amx_bf16 at 10.0.0.2, 10.0.0.3.*set train.exact: false"
+    with pytest.raises(ClusterError, match=said):
+        session.check_alike(kinds, "the cluster")
+    session.check_alike({"Maker avx2 fma": ["10.0.0.1", "10.0.0.2"]}, "the cluster")
+
+
 def test_inexact_training_allows_what_exact_training_does_not() -> None:
     plan(model={"name": "tests.nets:scatter"}, train={"exact": False})
 
@@ -108,3 +118,34 @@ def test_what_a_model_prints_is_no_part_of_the_answer(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["samples"]["train"] == 486
     assert "a person's own line" in printed.err
+
+
+def test_a_plan_for_a_cluster_that_need_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aws = str(Path(__file__).parents[2] / "cluster" / "aws.yaml")
+    file = tmp_path / "experiment.yaml"
+    file.write_text(json.dumps({**SMALL, "workers": {"min": 10, "max": 20, "spot": True}}))
+    asked = ["plan", str(file), "--cluster", aws]
+    assert main([*asked, "--set=train.shards=32", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["fit"]["machines"] == {"head": 1, "cpu": 2, "cpu_spot": 2}
+    assert planned["fit"]["usd"] > 0
+    too_large = [*asked, "--set=train.shards=64", "--set=workers.min=40", "--set=workers.max=40"]
+    assert main(too_large) == 2
+    assert "workers.min=40 of 1 CPU each does not fit" in capsys.readouterr().err
+
+
+def test_a_cluster_that_grows_is_planned_with_what_it_may_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws = Path(__file__).parents[2] / "cluster" / "aws.yaml"
+    assert session.possible({"CPU": 2.0}) == {"CPU": 2.0}, "one that does not grow"
+    monkeypatch.setenv("LEPTON_CLUSTER_FILE", str(aws))
+    room = session.possible({"CPU": 0.0})
+    assert (room["CPU"], room["spot CPU"], room["GPU"]) == (4 * 8 + 12 * 8 + 4 * 4, 112, 4)
+    session.check_room(Workers(min=32, max=40, spot=True), room, "the cluster")
+    with pytest.raises(ClusterError, match="40 CPU, the cluster has 32 on nodes that are not spot"):
+        session.check_room(Workers(min=40, max=40, spot=True), room, "the cluster")
+    monkeypatch.setenv("LEPTON_CLUSTER_FILE", str(aws.with_name("onprem.yaml")))
+    session.check_room(Workers(min=99, max=99), session.possible({"CPU": 4.0}), "the cluster")

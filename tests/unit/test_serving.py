@@ -26,7 +26,7 @@ from lepton_ray.config.schema import ImageData, Model, TableData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ModelError, RunError
 from lepton_ray.pipeline.checks import score
-from lepton_ray.serving import endpoint, package
+from lepton_ray.serving import endpoint, manifest, package
 from lepton_ray.serving.requests import RowsError
 from lepton_ray.serving.runtime import CHUNK, Runtime
 from lepton_ray.serving.signature import signature
@@ -213,9 +213,11 @@ def test_a_changed_or_missing_file_is_refused_by_name(copy: Path, name: str) -> 
 
 @pytest.mark.parametrize("rest", [{}, {"files": {}}, {"files": ["in another form"]}])
 def test_a_newer_format_is_refused_whatever_else_it_says(copy: Path, rest: dict) -> None:
-    newer = {"format": 2, "software": {"lepton-ray": "7.1"}, **rest}
+    newer = {"format": manifest.FORMAT + 1, "software": {"lepton-ray": "7.1"}, **rest}
     (copy / "manifest.json").write_text(json.dumps(newer))
-    with pytest.raises(ModelError, match="has format 2, made by lepton_ray 7.1; .* install"):
+    with pytest.raises(
+        ModelError, match=f"has format {manifest.FORMAT + 1}, made by lepton_ray 7.1; .* install"
+    ):
         Runtime.load(copy)
 
 
@@ -242,7 +244,13 @@ def test_an_image_with_a_number_that_is_none(digits: Built, bad: float) -> None:
     assert str(bad) in value
 
 
-@pytest.mark.parametrize("image", [None, {}, [], [BLANK], [["0"] * 8] * 8, [[10**40] * 8] * 8])
+def test_an_image_with_a_number_beyond_every_type(digits: Built) -> None:
+    image = [[10**40, *BLANK[0][1:]], *BLANK[1:]]
+    ((_, _, rule, _),) = refused(digits, rows(digits, 1)[0], {"image": image})
+    assert rule == "the numbers of an image lie between 0 and 16"
+
+
+@pytest.mark.parametrize("image", [None, {}, [], [BLANK], [["0"] * 8] * 8, [[10**400] * 8] * 8])
 def test_an_image_of_another_form(digits: Built, image: Any) -> None:
     ((row, field, rule, value),) = refused(digits, {"image": image})
     assert (row, field) == (0, "image")
@@ -319,7 +327,7 @@ def test_a_regression_answers_in_the_unit_of_its_target(tmp_path: Path) -> None:
     values = np.array([answer.value for answer in built.runtime.predict(sent)])
     with torch.no_grad():
         outputs = built.model.eval()(torch.from_numpy(built.dataset.test.x[:40]))
-    expected = task_of(built.dataset).answers(outputs)[:, 0]
+    expected = task_of(built.dataset).answers(outputs, built.dataset.test)[:, 0]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert built.dataset.train.y.min() < values.mean() < built.dataset.train.y.max()
     assert built.runtime.predict(sent[:1])[0].value == values[0]

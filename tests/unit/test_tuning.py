@@ -1,4 +1,4 @@
-"""The journal of a study, what the searcher tells Optuna, and what a space may name. No cluster."""
+"""The journal of a study, what Optuna is told, and what a space may name. No cluster."""
 
 from __future__ import annotations
 
@@ -7,51 +7,26 @@ import math
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
-from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
 from lepton_ray.errors import ExperimentError
 from lepton_ray.tuning import space
-from lepton_ray.tuning.journal import Journal, TrialRecord
+from lepton_ray.tuning.journal import Journal, Report, TrialStart
 from lepton_ray.tuning.searcher import OptunaSearcher
-
-LR = "train.optimizer.lr"
-SPACE = {LR: {"loguniform": [1e-4, 1e-1]}, "model.width": {"choice": [8, 16, 32]}}
-OWN = {LR: 0.003, "model.width": 16}
-
-
-def experiment(**tune: Any) -> Experiment:
-    return validate(
-        {
-            "name": "tuning",
-            "data": {"kind": "image", "source": "sklearn:digits"},
-            "model": {"name": "cnn", "width": 16},
-            "train": {"optimizer": {"lr": 0.003}},
-            "tune": {"searcher": "random", "space": SPACE, **tune},
-        }
-    )
+from tests.studies import LR, OWN, SPACE, experiment, record
 
 
 def searcher(journal: Journal, *, of: Experiment | None = None) -> OptunaSearcher:
     asked = of or experiment()
     assert asked.tune is not None
-    return OptunaSearcher(
-        asked.tune, space.distributions(asked.tune.space), journal, space.own_values(asked)
-    )
+    return OptunaSearcher(asked.tune, journal, space.settings(asked), space.own_values(asked))
 
 
-def epoch(number: int, value: float, **rest: Any) -> dict[str, Any]:
-    return {"training_iteration": number, "val_loss": value, **rest}
-
-
-def record(id: str, **values: Any) -> TrialRecord:
-    return TrialRecord(**{"id": id, "params": OWN, "state": "finished", "values": [1.0], **values})
-
-
-def told(search: OptunaSearcher, state: TrialState) -> list:
-    return search._study.get_trials(states=[state])
+def told(search: OptunaSearcher, state: TrialState) -> list[optuna.trial.FrozenTrial]:
+    return search.study.get_trials(states=[state])
 
 
 # --- the journal ---------------------------------------------------------------------------------
@@ -59,178 +34,113 @@ def told(search: OptunaSearcher, state: TrialState) -> list:
 
 def test_a_journal_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     first = Journal(tmp_path / "study")
-    first.start("a", OWN)
-    first.start("b", {LR: 0.01, "model.width": 8})
-    first.finish(record("a", values=[0.5, 0.25], metrics={"val_loss": 0.25}, seconds=1.5))
-    first.start("c", OWN)
-    first.finish(record("c", state="failed", values=[math.nan], error="line 1\nline 2 \u2028 é"))
+    first.open({"space": {}})
+    first.start(TrialStart(number=0, params=OWN))
+    first.start(TrialStart(number=1, params={LR: 0.01}, kind="member", parent=0))
+    first.report(0, Report(1, 0.5, ""), (1.0, 0.1))
+    first.report(0, Report(2, math.nan, "val_loss is nan"), (2.0, 0.2))
+    first.finish(record(0, state="failed", values=[math.nan], error="line 1\nline 2 \u2028 é"))
     again = Journal(tmp_path / "study")
-    assert again.finished[0] == first.finished[0]
-    assert math.isnan(again.finished[1].values[0])
-    assert again.finished[1].error == "line 1\nline 2 \u2028 é"
-    assert again.unfinished == {"b": {LR: 0.01, "model.width": 8}}
+    assert again.header == {"space": {}}
+    assert again.reports[0][0] == Report(1, 0.5, "")
+    assert math.isnan(again.reports[0][1].value)
+    assert again.reports[0][1].stop == "val_loss is nan"
+    assert again.finished[0].error == "line 1\nline 2 \u2028 é"
+    assert list(again.unfinished) == [1]
+    assert again.unfinished[1].parent == 0
+
+
+def test_what_was_spent_adds_up_over_processes(tmp_path: Path) -> None:
+    for _ in range(3):
+        journal = Journal(tmp_path)
+        journal.open({"space": {}})
+        number = len(journal.starts)
+        journal.start(TrialStart(number=number, params=OWN))
+        journal.report(number, Report(1, 0.5, ""), (4.0, 0.1))
+        journal.report(number, Report(2, 0.5, ""), (10.0, 0.5))
+    assert Journal(tmp_path).spent == (30.0, 1.5)
 
 
 @pytest.mark.parametrize("written", ['{"sta', '{"started": "x", "params": {"train', "{"])
 def test_a_half_written_last_line_costs_that_line_only(tmp_path: Path, written: str) -> None:
     first = Journal(tmp_path)
-    first.start("a", OWN)
-    first.finish(record("a"))
+    first.start(TrialStart(number=0, params=OWN))
+    first.finish(record(0))
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write(written)
     second = Journal(tmp_path)
-    assert [r.id for r in second.finished] == ["a"]
+    assert [r.number for r in second.finished] == [0]
     assert second.unfinished == {}
-    second.start("b", OWN)
+    second.start(TrialStart(number=1, params=OWN))
     third = Journal(tmp_path)
-    assert list(third.unfinished) == ["b"], "the line after the broken one is read"
-    assert [r.id for r in third.finished] == ["a"]
+    assert list(third.unfinished) == [1], "the line after the broken one is read"
+    assert [r.number for r in third.finished] == [0]
 
 
 def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "trials.jsonl").write_text(json.dumps({"started": "a", "params": OWN}))
-    Journal(tmp_path).start("b", OWN)
-    assert list(Journal(tmp_path).unfinished) == ["a", "b"]
-
-
-@pytest.mark.parametrize(("mode", "expected"), [("min", "b"), ("max", "c")])
-def test_the_best_is_a_finished_trial_by_its_last_value(
-    tmp_path: Path, mode: str, expected: str
-) -> None:
-    journal = Journal(tmp_path)
-    assert journal.best(mode) is None
-    for r in (
-        record("p", state="pruned", values=[0.0]),
-        record("f", state="failed", values=[9.0]),
-        record("b", values=[5.0, 0.2]),
-        record("c", values=[0.1, 0.7]),
-    ):
-        journal.finish(r)
-    best = journal.best(mode)
-    assert best is not None
-    assert best.id == expected
+    line = {"started": {"number": 0, "params": OWN}}
+    (tmp_path / "trials.jsonl").write_text(json.dumps(line))
+    Journal(tmp_path).start(TrialStart(number=1, params=OWN))
+    assert list(Journal(tmp_path).unfinished) == [0, 1]
 
 
 # --- the searcher --------------------------------------------------------------------------------
 
 
-def test_the_first_trial_has_the_experiments_own_values(tmp_path: Path) -> None:
-    search = searcher(Journal(tmp_path))
-    assert search.suggest("a") == OWN
-    assert search.suggest("b") != OWN
-
-
 def test_a_finished_trial_is_complete_with_its_values(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    search = searcher(journal)
-    search.suggest("a")
-    search.on_trial_result("a", epoch(1, 0.9))
-    search.on_trial_complete("a", epoch(2, 0.4, finished=True, train_loss=0.3, time_total_s=2.0))
+    search = searcher(Journal(tmp_path))
+    search.propose(0)
+    for epoch, value in ((1, 0.9), (2, 0.4)):
+        search.report(0, Report(epoch, value, ""))
+    search.tell(record(0, values=[0.9, 0.4]))
     (trial,) = told(search, TrialState.COMPLETE)
     assert (trial.value, trial.intermediate_values) == (0.4, {1: 0.9, 2: 0.4})
-    (kept,) = journal.finished
-    assert (kept.state, kept.values, kept.seconds) == ("finished", [0.9, 0.4], 2.0)
-    assert kept.metrics == {"val_loss": 0.4, "train_loss": 0.3}
 
 
 def test_an_early_stopped_trial_is_pruned_and_not_complete(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    search = searcher(journal)
-    search.suggest("a")
-    search.on_trial_result("a", epoch(1, 0.9))
-    search.on_trial_complete("a", epoch(1, 0.9, finished=False))
-    (trial,) = told(search, TrialState.PRUNED)
-    assert trial.intermediate_values == {1: 0.9}, "and the same epoch is not counted twice"
-    assert told(search, TrialState.COMPLETE) == []
-    assert journal.finished[0].state == "pruned"
-
-
-@pytest.mark.parametrize(
-    ("result", "error", "said"),
-    [
-        (epoch(1, math.nan, error="ValueError: boom", done=True), False, "ValueError: boom"),
-        (epoch(1, math.inf, finished=True), False, ""),
-        (None, True, "the trial's process died"),
-        (epoch(1, 0.5, finished=True), True, "the trial's process died"),
-        ({}, False, ""),
-    ],
-)
-def test_a_trial_without_a_number_or_a_process_has_failed(
-    tmp_path: Path, result: dict[str, Any] | None, error: bool, said: str
-) -> None:
-    journal = Journal(tmp_path)
-    search = searcher(journal)
-    search.suggest("a")
-    search.on_trial_complete("a", result, error=error)
-    assert len(told(search, TrialState.FAIL)) == 1
-    assert journal.finished[0].state == "failed"
-    assert journal.finished[0].error == said
-    assert journal.best("min") is None
-    search.suggest("b")  # a failure does not end the search
-
-
-def test_a_new_searcher_knows_the_old_trials_and_tries_the_cut_off_ones_first(
-    tmp_path: Path,
-) -> None:
     search = searcher(Journal(tmp_path))
-    for name in "abcd":
-        search.suggest(name)
-    search.on_trial_complete("a", epoch(1, 0.4, finished=True))
-    search.on_trial_result("b", epoch(1, 0.8))
-    search.on_trial_complete("b", epoch(1, 0.8))
-    search.on_trial_complete("c", epoch(1, math.nan, error="boom"))
-    cut_off = dict(search._running["d"].params)
-
-    again = searcher(Journal(tmp_path))
-    (complete,) = told(again, TrialState.COMPLETE)
-    assert (complete.value, complete.params) == (0.4, OWN)
-    (pruned,) = told(again, TrialState.PRUNED)
-    assert pruned.intermediate_values == {1: 0.8}
-    assert len(told(again, TrialState.FAIL)) == 1
-    assert again.suggest("e") == cut_off
-    assert again.suggest("f") not in (cut_off, OWN)
+    search.propose(0)
+    search.report(0, Report(1, 0.9, "2 of 2 at epoch 1"))
+    search.tell(record(0, state="pruned", values=[0.9]))
+    (trial,) = told(search, TrialState.PRUNED)
+    assert trial.intermediate_values == {1: 0.9}
+    assert told(search, TrialState.COMPLETE) == []
 
 
-def test_a_trial_that_was_cut_off_is_tried_again_once_and_not_at_every_resume(
-    tmp_path: Path,
-) -> None:
-    searcher(Journal(tmp_path)).suggest("a")
-    second = searcher(Journal(tmp_path))
-    assert second.suggest("b") == OWN
-    second.on_trial_complete("b", epoch(1, 0.4, finished=True))
-    third = searcher(Journal(tmp_path))
-    assert third.suggest("c") != OWN, "its second try has finished"
+def test_a_trial_without_a_number_or_a_process_has_failed(tmp_path: Path) -> None:
+    search = searcher(Journal(tmp_path))
+    search.propose(0)
+    search.report(0, Report(1, math.nan, "val_loss is nan"))
+    search.tell(record(0, state="failed", values=[math.nan]))
+    assert len(told(search, TrialState.FAIL)) == 1
+    search.propose(1)  # a failure does not end the search
 
 
-def test_a_trial_that_was_cut_off_twice_is_tried_once_more(tmp_path: Path) -> None:
-    searcher(Journal(tmp_path)).suggest("a")
-    searcher(Journal(tmp_path)).suggest("b")
-    third = searcher(Journal(tmp_path))
-    assert third.suggest("c") == OWN
-    assert third.suggest("d") != OWN
-
-
-@pytest.mark.parametrize("kind", ["tpe", "random"])
+@pytest.mark.parametrize("kind", ["tpe", "random", "gp", "cmaes"])
 def test_a_study_of_the_same_seed_asks_for_the_same_trials(tmp_path: Path, kind: str) -> None:
+    numeric = {LR: SPACE[LR], "train.clip": {"uniform": [0.1, 5.0]}}
+
     def ask(folder: Path, seed: int) -> list[dict[str, Any]]:
-        search = searcher(Journal(folder), of=experiment(searcher=kind, seed=seed, trials=9))
-        asked = []
-        for n in range(8):
-            asked.append(search.suggest(str(n)))
-            search.on_trial_complete(str(n), epoch(1, asked[-1][LR], finished=True))
-        return asked
+        asked = experiment(searcher=kind, seed=seed, trials=9, space=numeric)
+        search = searcher(Journal(folder), of=asked)
+        found = []
+        for number in range(8):
+            found.append(search.propose(number).params)
+            search.tell(record(number, params=found[-1], values=[found[-1][LR]]))
+        return found
 
     assert ask(tmp_path / "1", 0) == ask(tmp_path / "2", 0) != ask(tmp_path / "3", 1)
 
 
-def test_the_mode_reaches_optuna(tmp_path: Path) -> None:
-    search = searcher(Journal(tmp_path), of=experiment(metric="val_accuracy", mode="max"))
-    for name, value in (("a", 0.2), ("b", 0.9)):
-        search.suggest(name)
-        search.on_trial_complete(
-            name, {"training_iteration": 1, "val_accuracy": value, "finished": True}
-        )
-    assert search._study.best_value == 0.9
+def test_the_mode_follows_from_the_metrics_name_and_reaches_optuna(tmp_path: Path) -> None:
+    asked = experiment(metric="val_accuracy")
+    assert asked.tune is not None
+    assert asked.tune.modes == ("max",)
+    search = searcher(Journal(tmp_path), of=asked)
+    for number, value in enumerate((0.2, 0.9)):
+        search.propose(number)
+        search.tell(record(number, values=[value]))
+    assert search.study.best_value == 0.9
 
 
 # --- the space -----------------------------------------------------------------------------------
@@ -250,7 +160,7 @@ def test_every_distribution_gives_values_inside_it(
     tmp_path: Path, where: dict, inside: Any
 ) -> None:
     search = searcher(Journal(tmp_path), of=experiment(space={"model.anything": where}))
-    values = {search.suggest(str(n))["model.anything"] for n in range(30)}
+    values = {search.propose(n).params["model.anything"] for n in range(30)}
     assert all(map(inside, values)), values
     assert len(values) > 1
 
@@ -299,3 +209,117 @@ def test_all_problems_of_a_space_are_told_at_once() -> None:
 
 def test_a_space_over_settings_that_exist_is_accepted() -> None:
     space.check(experiment(space={**SPACE, "train.optimizer.weight_decay": {"uniform": [0, 0.1]}}))
+
+
+@pytest.mark.parametrize(
+    ("searched", "said"),
+    [
+        (
+            {LR: {"uniform": [0.1, 1], "when": {"model.nam": "cnn"}}},
+            f"tune.space.{LR}.when: 'model.nam' names no setting, did you mean 'model.name'?",
+        ),
+        (
+            {LR: {"uniform": [0.1, 1], "when": {"model.name": "mlp"}}},
+            f"tune.space.{LR}.when: model.name can never be 'mlp', it is 'cnn'",
+        ),
+        (
+            {
+                "model.width": {"choice": [4, 8]},
+                LR: {"uniform": [0.1, 1], "when": {"model.width": [16, 32]}},
+            },
+            f"tune.space.{LR}.when: model.width can never be 16 or 32, it is searched over",
+        ),
+        (
+            {
+                "model.width": {"choice": [4, 8], "when": {LR: 0.5}},
+                LR: {"uniform": [0.1, 1], "when": {"model.width": 4}},
+            },
+            "the conditions of model.width, train.optimizer.lr wait for each other",
+        ),
+    ],
+)
+def test_a_condition_that_cannot_hold_is_refused(searched: dict, said: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        space.check(experiment(space=searched))
+    assert said in str(caught.value)
+
+
+def test_a_condition_on_the_model_says_whose_settings_are_meant() -> None:
+    searched = {
+        "model.name": {"choice": ["cnn", "mlp"]},
+        "model.width": {"randint": [4, 8], "when": {"model.name": "cnn"}},
+        "model.depth": {"randint": [1, 3], "when": {"model.name": "mlp"}},
+    }
+    asked = experiment(space=searched)
+    space.check(asked)
+    searched["model.depth"]["when"] = {"model.name": "cnn"}
+    with pytest.raises(ExperimentError, match="'model.depth' names no setting"):
+        space.check(experiment(space=searched))
+
+
+def test_sections_of_a_space_may_be_nested() -> None:
+    nested = {"train": {"optimizer": {"lr": {"loguniform": [1e-4, 1e-1]}}, "clip": {"choice": [1]}}}
+    asked = experiment(space=nested)
+    assert asked.tune is not None
+    assert list(asked.tune.space) == [LR, "train.clip"]
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        ({"searcher": "tpo"}, "tune.searcher: input should be 'tpe', 'random', 'grid'"),
+        ({"scheduler": "ahsa"}, "tune.scheduler: input should be 'asha', 'hyperband'"),
+        ({"metric": ["val_loss", "seconds"], "scheduler": "asha"}, "ranks trials by one metric"),
+        ({"metric": ["val_loss", "seconds"], "searcher": "cmaes"}, "takes one metric, but got 2"),
+        ({"metric": ["val_loss"], "mode": ["min", "max"]}, "mode must have one entry for each"),
+        ({"searcher": "pbt", "scheduler": "asha"}, "leave scheduler out"),
+        ({"searcher": "pbt", "confirm": {}}, "leave confirm out"),
+        ({"constraints": {"parameters": {}}}, "a constraint needs at_most or at_least"),
+        ({"budget": {}}, "a budget needs minutes or usd"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(tune: dict, said: str) -> None:
+    with pytest.raises(ExperimentError, match=said):
+        experiment(**tune)
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        ({"searcher": "grid"}, "searcher grid tries all values, but these have no end"),
+        ({"searcher": "pbt"}, "only train.optimizer.* and train.clip can"),
+    ],
+)
+def test_a_searcher_refuses_a_space_it_cannot_search(tune: dict, said: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        space.check(experiment(**tune))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        ({"metric": "val_acuracy"}, "tune.metric: 'val_acuracy' is never reported, did you mean"),
+        ({"metric": "latency_ms"}, "tune.metric: 'latency_ms' is measured once"),
+        ({"constraints": {"latency": {"at_most": 1}}}, "tune.constraints: 'latency' is never"),
+    ],
+)
+def test_a_metric_that_is_not_measured_is_refused_by_the_plan(tune: dict, said: str) -> None:
+    with pytest.raises(ExperimentError, match=said):
+        space.check_metrics(experiment(**tune), ["train_loss", "val_loss", "val_accuracy"])
+
+
+def test_two_spaces_differ_line_by_line() -> None:
+    ours, theirs = (
+        experiment(space=s).tune.space  # type: ignore[union-attr]
+        for s in (
+            {LR: {"uniform": [0.1, 1]}, "train.clip": {"choice": [1]}},
+            {LR: {"uniform": [0.1, 2]}, "model.width": {"choice": [1]}},
+        )
+    )
+    assert space.differences(ours, ours) == []
+    assert space.differences(ours, theirs) == [
+        "model.width was searched, and is not now",
+        "train.clip is new",
+        f"{LR} is {{'uniform': (0.1, 1.0)}} now and was {{'uniform': (0.1, 2.0)}}",
+    ]

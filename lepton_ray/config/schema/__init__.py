@@ -20,6 +20,15 @@ from lepton_ray.config.schema.data import (
 )
 from lepton_ray.config.schema.evaluation import Evaluate
 from lepton_ray.config.schema.section import Section, Source
+from lepton_ray.config.schema.sequences import (
+    Covariates,
+    Features,
+    InteractionData,
+    InteractionSplit,
+    SeriesData,
+    SeriesPreprocess,
+    SeriesSplit,
+)
 from lepton_ray.config.schema.serving import (
     Batching,
     Canary,
@@ -42,32 +51,45 @@ from lepton_ray.config.schema.training import (
     Workers,
 )
 from lepton_ray.config.schema.tuning import (
+    Bound,
     Budget,
+    Confirm,
     Distribution,
+    Population,
     Tune,
 )
 
 __all__ = [
     "Augment",
     "Batching",
+    "Bound",
     "Budget",
     "Canary",
     "Checkpoint",
+    "Confirm",
+    "Covariates",
     "Data",
     "Distribution",
     "EarlyStop",
     "Evaluate",
     "Experiment",
+    "Features",
     "Gate",
     "ImageData",
     "ImagePreprocess",
+    "InteractionData",
+    "InteractionSplit",
     "Limits",
     "Model",
     "Optimizer",
+    "Population",
     "Replicas",
     "Rule",
     "SCHEMA_VERSION",
     "Schedule",
+    "SeriesData",
+    "SeriesPreprocess",
+    "SeriesSplit",
     "Serve",
     "Source",
     "Split",
@@ -112,18 +134,19 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _across(self) -> Experiment:
-        if "boosting" in self.gate.beats and self.data.kind != "table":
+        if "boosting" in self.gate.beats and self.data.kind not in ("table", "series"):
             raise ValueError(
-                "gate.beats: boosting is measured for tables only: take it out of the list"
+                "gate.beats: boosting is measured for tables and series only: take it out of the "
+                "list"
+            )
+        if self.train.augment is not None and self.data.kind != "image":
+            raise ValueError(
+                f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
             )
         if self.evaluate.slices and self.data.kind not in ("table", "text"):
             raise ValueError(
                 f"evaluate.slices: are columns of a table or of texts, but data.kind is "
                 f"{self.data.kind}: leave it out"
-            )
-        if self.train.augment is not None and self.data.kind != "image":
-            raise ValueError(
-                f"train.augment changes images, but data.kind is {self.data.kind}: leave it out"
             )
         if self.train.exact and self.workers.max > self.train.n_shards:
             raise ValueError(

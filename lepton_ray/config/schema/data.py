@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lepton_ray.config.schema.section import Section, Source, distinct
+from lepton_ray.config.schema.sequences import InteractionData, SeriesData
 from lepton_ray.config.schema.splits import Split
 from lepton_ray.config.schema.tables import TableData
 
@@ -68,4 +69,4 @@ class TextData(Section):
         return self
 
 
-Data = ImageData | TableData | TextData
+Data = ImageData | TableData | TextData | InteractionData | SeriesData

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from lepton_ray.config.schema.section import Section
+
+LARGEST_BATCH = 64  # that is chosen; rows cost about the same in larger ones
 
 
 class Gate(Section):
@@ -55,7 +57,8 @@ class Canary(Section):
 
 
 class Replicas(Section):
-    min: int = Field(1, ge=1)
+    min: int = Field(1, ge=0)
+    """At 0, the first request after a quiet time waits until a replica has started."""
     max: int = Field(1, ge=1)
 
     @model_validator(mode="after")
@@ -66,10 +69,25 @@ class Replicas(Section):
 
 
 class Batching(Section):
-    max: int = Field(64, ge=1)
+    """``auto`` is chosen when a version is loaded, from measured forward passes."""
+
+    max: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Rows in one forward pass at most."""
-    wait_ms: float = Field(2.0, ge=0)
-    """How long the first request of a batch waits for others."""
+    wait_ms: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """How long a batch that is not full waits for more under load; a request that finds the model
+    idle never waits."""
+    p99_ms: float = Field(50.0, gt=0)
+    """What the choice leaves time for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        return {} if value == "auto" else value
+
+    @property
+    def largest(self) -> int:
+        """What ``max`` can be."""
+        return LARGEST_BATCH if self.max == "auto" else self.max
 
 
 class Limits(Section):
@@ -99,3 +117,7 @@ class Serve(Section):
     keys: str | None = None
     """File of API keys; with it every request needs one. Default: none on loopback, and
     ``lepton_keys.json`` at any other host."""
+    explain: bool = True
+    """Whether ``POST /explain`` answers; its replica is started by the first request."""
+    examples: int = Field(8, ge=0, le=100)
+    """Test samples that a version carries for its page; 0 for none, where they must not leave."""

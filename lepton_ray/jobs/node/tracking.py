@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 60.0  # between two backups: what is lost at most when the head loses power
 LOOK_S = 2.0
+LEAVE_S = 60.0  # after Ray's end, on machines that stay
 STOP_S = 20.0
 
 
@@ -178,12 +179,14 @@ class Server:
 
 
 def watch(server: Server, stop: threading.Event, ray_port: int | None, every_s: float) -> int:
-    """Back up every ``every_s``, and when Ray ends (`ray down` ends it before the machine).
+    """Back up every ``every_s``, and when Ray ends; until it has ended for a minute.
+
+    `ray down` ends Ray before the machine, and leaves machines that are not the cloud's.
 
     Returns:
         The exit code.
     """
-    waited, ray_was_up = 0.0, False
+    waited, gone_s, ray_was_up = 0.0, 0.0, False
     while not stop.wait(LOOK_S):
         code = server.ended()
         if code is not None:
@@ -191,10 +194,13 @@ def watch(server: Server, stop: threading.Event, ray_port: int | None, every_s: 
             server.start()
         waited += LOOK_S
         ray_is_up = ray_port is not None and _listens(ray_port)
-        if waited >= every_s or (ray_was_up and not ray_is_up):
+        if waited >= every_s or (gone_s == 0.0 and ray_was_up and not ray_is_up):
             server.back_up()
             waited = 0.0
-        ray_was_up = ray_is_up
+        ray_was_up = ray_was_up or ray_is_up
+        gone_s = gone_s + LOOK_S if ray_was_up and not ray_is_up else 0.0
+        if gone_s >= LEAVE_S:
+            break
     return 0
 
 

@@ -1,0 +1,76 @@
+"""Requests made from the endpoint's own description, and hostile ones over and over."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import psutil
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
+from tests import apps
+
+EXAMPLES = 10  # of each route
+BODIES = 200
+GROWTH_MB = 60  # an allocator keeps some; a leak of these bodies would be many times as much
+
+
+@pytest.fixture(scope="module", params=["people", "digits"])
+def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> apps.App:
+    make = {"people": apps.people, "digits": apps.digits}[request.param]
+    return apps.app(make(tmp_path_factory.mktemp(request.param)), body_mb=1)
+
+
+def test_whatever_the_description_allows_is_no_server_error(app: apps.App) -> None:
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app.asgi)
+    asked = []
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        def ask(case: schemathesis.Case) -> None:
+            response = case.call()
+            assert response.status_code < 500, (case.path, response.text)
+            asked.append((case.path, response.status_code))
+
+        ask()
+    assert {path for path, _ in asked} >= {"/predict", "/health", "/v2/models/{model}/infer"}
+    assert ("/predict", 200) in asked, "some of what it allows is answered"
+
+
+def test_hostile_bodies_over_and_over_keep_nothing(app: apps.App) -> None:
+    rng = random.Random(0)
+    good = b'{"rows": [{"age": 7, "city": "Rom"}]}'
+    hostile = [
+        lambda: good[: rng.randrange(len(good))],
+        lambda: b'{"rows": [' + b"[" * rng.randrange(200_000),
+        lambda: b'{"rows": [{"age": NaN, "city": "Rom"}]}',
+        lambda: b'{"rows": [' + b",".join([b"{}"] * rng.randrange(20_000)) + b"]}",
+        lambda: b'{"rows": [{"age": 1' + b"0" * rng.randrange(300_000) + b"}]}",
+        lambda: b'{"rows": [{"' + b"k" * rng.randrange(500_000) + b'": 1}]}',
+        lambda: rng.randbytes(rng.randrange(1_000_000)),
+        lambda: b"\x89PNG\r\n\x1a\n" + rng.randbytes(10_000),
+    ]
+    kinds = ["application/json", "image/png", "text/csv"]
+    process = psutil.Process(os.getpid())
+
+    def send(n: int) -> None:
+        for number in range(n):
+            body = hostile[number % len(hostile)]()
+            kind = kinds[number // len(hostile) % len(kinds)]
+            answer = app.post("/predict", content=body, headers={"content-type": kind})
+            assert answer.status_code in (200, 413, 415, 422), answer.text[:200]
+
+    send(BODIES // 4)  # what is set up once, and the largest of each
+    before = process.memory_info().rss
+    send(BODIES)
+    assert process.memory_info().rss - before < GROWTH_MB * 1e6
