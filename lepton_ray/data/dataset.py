@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,8 +62,8 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
 
-    All samples are held in memory: as the source has them while this runs (of the test split, for
-    good), and as the model takes them.
+    All samples are held in memory as the model takes them, those of the test split also as the
+    source has them.
 
     Raises:
         DataError: see `sources.read`, `split.divide` and `preprocess`.
@@ -71,10 +71,7 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
     raw = sources.read(data, sliced)
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test, groups=raw.groups, times=raw.times)
-    columns = {
-        part: {name: values[indices] for name, values in raw.columns.items()}
-        for part, indices in parts.items()
-    }
+    columns = {part: _Part(raw.columns, indices) for part, indices in parts.items()}
     if isinstance(data, ImageData):
         fitted = preprocess.fit_image(
             raw.kinds[0], columns["train"]["image"], data.preprocess.normalize
@@ -93,12 +90,31 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
     return Dataset(
         schema=Schema(columns=fitted.columns, target=raw.target, classes=classes),
         preprocess=fitted,
-        test_columns=columns["test"],
+        test_columns=dict(columns["test"]),
         digest=_digest(raw, parts),
         slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
         notes=_notes(fitted, raw) + _warnings(data, raw, y, parts),
         **samples,
     )
+
+
+class _Part(Mapping[str, npt.NDArray[np.generic]]):
+    """The columns of some samples, taken out of the source when they are asked for."""
+
+    def __init__(
+        self, columns: Mapping[str, npt.NDArray[np.generic]], indices: split.Indices
+    ) -> None:
+        self._columns = columns
+        self._indices = indices
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
+        return self._columns[name][self._indices]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 def _classes(

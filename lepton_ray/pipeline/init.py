@@ -69,7 +69,7 @@ def _data(path: Path, target: str | None) -> list[Guess]:
     if not path.exists():
         raise DataError(f"{str(path)!r} does not exist (looked in {Path.cwd()})")
     if path.suffix in frames.SUFFIXES and path.is_file():
-        return guess.rows(str(path), frames.read_frame(path), target)
+        return guess.rows(str(path), frames.read(str(path)), target)
     if path.is_file() and path.suffix != ".npz":
         raise DataError(f"{path}: must be {FORMS}")
     inside = sorted(path.iterdir()) if path.is_dir() else []

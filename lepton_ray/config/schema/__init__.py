@@ -19,9 +19,7 @@ from lepton_ray.config.schema.data import (
     TextPreprocess,
 )
 from lepton_ray.config.schema.evaluation import Evaluate
-from lepton_ray.config.schema.section import (
-    Section,
-)
+from lepton_ray.config.schema.section import Section, Source
 from lepton_ray.config.schema.sequences import (
     Covariates,
     Features,
@@ -93,6 +91,7 @@ __all__ = [
     "SeriesPreprocess",
     "SeriesSplit",
     "Serve",
+    "Source",
     "Split",
     "TableData",
     "TablePreprocess",

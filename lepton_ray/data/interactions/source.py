@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import InteractionData
-from lepton_ray.data.frames import read_frame
+from lepton_ray.data import frames
 from lepton_ray.data.order import generator
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError, nearest
@@ -61,7 +60,7 @@ def read(data: InteractionData) -> Interactions:
     Raises:
         DataError: for missing columns, ids, ratings and times.
     """
-    frame = read_frame(Path(data.source), texts=[data.user, data.item])
+    frame = frames.read(data.source, texts=[data.user, data.item])
     if len(frame) == 0:
         raise DataError(f"data.source {data.source!r} holds no interactions")
     named = [data.user, data.item, data.rating, data.time]

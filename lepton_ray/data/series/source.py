@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import SeriesData
-from lepton_ray.data.frames import read_frame
+from lepton_ray.data import frames
 from lepton_ray.data.interactions.source import id_text, shown
 from lepton_ray.data.series.clock import Clock, Times, guess
 from lepton_ray.errors import DataError, nearest
@@ -58,7 +57,7 @@ def read(data: SeriesData) -> Source:
         DataError: for missing columns, times that are none, unsorted, repeated, between two steps
             or left out, and values that are no numbers.
     """
-    frame = read_frame(Path(data.source), texts=[data.id] if data.id else [])
+    frame = frames.read(data.source, texts=[data.id] if data.id else [])
     if len(frame) == 0:
         raise DataError(f"data.source {data.source!r} holds no rows")
     covariates = [*data.covariates.known, *data.covariates.past]
