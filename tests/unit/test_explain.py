@@ -253,7 +253,7 @@ def test_importance_finds_what_matters(
     of_people: tuple[Explainer, Runtime, Dataset], of_digits: tuple[Explainer, Runtime]
 ) -> None:
     _, runtime, dataset = of_people
-    found = measure(apps.fitted(dataset, Model(name="mlp", width=16)), dataset)
+    found = measure(apps.fitted(dataset, Model(name="mlp", width=16)), dataset, dataset.preprocess)
     names = [part["name"] for part in found["parts"]]
     rises = [part["loss_increase"] for part in found["parts"]]
     assert names == ["age", "city", "shoe"]
@@ -276,7 +276,7 @@ def test_a_version_carries_examples_of_each_class(
 
 def test_importance_of_words(reviews: Dataset) -> None:
     module = apps.fitted(reviews, Model(name="text_cnn", width=8), steps=150)
-    found = measure(module, reviews)
+    found = measure(module, reviews, reviews.preprocess)
     moods = {word for words in apps.WORDS.values() for word in words}
     assert all(part["name"] in moods for part in found["parts"][:4]), found["parts"]
     unimportant = {part["name"] for part in found["parts"][-3:]}
