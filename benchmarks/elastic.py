@@ -183,6 +183,7 @@ def run_processes(target: Any, size: int, *arguments: Any) -> list[Any]:
                 args=(rank, size, f"{folder}/store", f"{folder}/checkpoints", *arguments, send),
             )
             process.start()
+            send.close()  # or one that fails would be waited for
             processes.append(process)
             pipes.append(receive)
         sent = [pipe.recv() for pipe in pipes]

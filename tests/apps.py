@@ -13,12 +13,16 @@ import httpx
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from lepton_ray import data, models
 from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
 from lepton_ray.data import Dataset
 from lepton_ray.data.decision import Decision
+from lepton_ray.pipeline import carried
 from lepton_ray.serving import api, package
+from lepton_ray.serving.explain.answers import Explanation
+from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.runtime import Runtime
@@ -33,6 +37,7 @@ class Local:
     sticky: str = ""
     state: dict[str, Any] = field(default_factory=dict)
     counts: Metrics = field(default_factory=Metrics)
+    explainer: Explainer | None = None
     before: Callable[[], Any] | None = None
     """Awaited before each answer."""
 
@@ -46,6 +51,12 @@ class Local:
         if self.before is not None:
             await self.before()
         return self.runtime, self.runtime.predict_columns(columns)
+
+    async def explain(
+        self, runtime: Runtime, columns: dict[str, Any], method: str | None, target: str | None
+    ) -> list[Explanation]:
+        assert self.explainer is not None
+        return self.explainer.explain(columns, method, target)
 
     async def totals(self) -> Snapshot:
         return self.counts.snapshot()
@@ -74,8 +85,13 @@ class App:
             return await client.request(method, path, **options)
 
 
-def app(runtime: Runtime, keyring: Keyring | None = None, **limits: Any) -> App:
-    local, lines = Local(runtime), []
+def app(
+    runtime: Runtime,
+    keyring: Keyring | None = None,
+    explainer: Explainer | None = None,
+    **limits: Any,
+) -> App:
+    local, lines = Local(runtime, explainer=explainer), []
     made = api.build(
         local,
         limits=Limits(**limits),
@@ -83,6 +99,7 @@ def app(runtime: Runtime, keyring: Keyring | None = None, **limits: Any) -> App:
         counts=local.counts,
         log=lines.append,
         echo=True,
+        explain=explainer is not None,
     )
     return App(local, made, lines)
 
@@ -109,6 +126,16 @@ def version(
         provenance={},
     )
     return Runtime.load(folder, name=name, version=3)
+
+
+def write_people(folder: Path) -> Path:
+    """The folder of a version that was trained with a city of an unusual name."""
+    cities = ["Bonn", "Rom", "</script><b>"] * 20
+    frame = pd.DataFrame({"age": np.arange(60.0), "city": cities, "y": ["yes", "no"] * 30})
+    frame.to_csv(folder / "people.csv", index=False)
+    settings = TableData(kind="table", source=str(folder / "people.csv"), target="y")
+    version(folder / "v", data.load(settings), Model(name="mlp", width=8), "people")
+    return folder / "v"
 
 
 def people(folder: Path, model: Model | None = None) -> Runtime:
@@ -162,3 +189,34 @@ def digits(folder: Path) -> Runtime:
     """Images of 8 x 8 with numbers from 0 to 16."""
     dataset = data.load(ImageData(kind="image", source="sklearn:digits"))
     return version(folder / "v", dataset, Model(name="cnn", width=4), "digits")
+
+
+def fitted(dataset: Dataset, model: Model, steps: int = 300, seed: int = 0) -> nn.Module:
+    """A small model that has learned something, in a second."""
+    torch.manual_seed(seed)
+    given = dataset.preprocess
+    module = models.build(model, given.input_shape, dataset.schema.outputs, given.facts)
+    optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
+    x, y = torch.from_numpy(dataset.train.x), torch.from_numpy(dataset.train.y)
+    for _ in range(steps):
+        some = torch.randint(len(x), (64,))
+        loss = nn.functional.cross_entropy(module(x[some]), y[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return module.eval()
+
+
+def made(folder: Path, dataset: Dataset, module: nn.Module) -> tuple[Explainer, Runtime]:
+    package.build(
+        folder,
+        model=module,
+        dataset_schema=dataset.schema,
+        preprocess=dataset.preprocess,
+        experiment_yaml="name: test\n",
+        sample_x=dataset.test.x[:32],
+        max_batch=8,
+        provenance={},
+        beside=carried.files(module, dataset, examples=5),
+    )
+    return Explainer.load(folder), Runtime.load(folder, name="test", version=3)

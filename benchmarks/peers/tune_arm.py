@@ -168,6 +168,12 @@ def optuna_worker(
 
 
 def syne_tune(arm: str, task: str, trials: int, seconds: float, seed: int, log: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SYNETUNE_FOLDER"] = folder
+        syne_study(arm, task, trials, seconds, seed, log)
+
+
+def syne_study(arm: str, task: str, trials: int, seconds: float, seed: int, log: str) -> None:
     from syne_tune import StoppingCriterion, Tuner
     from syne_tune.backend import LocalBackend
     from syne_tune.config_space import choice, loguniform, randint, uniform

@@ -21,7 +21,7 @@ MODELS_TAKE = {  # least and most MODELs, and an example
 
 
 def declare(commands: Commands) -> None:
-    """Add models and predict."""
+    """Add models, predict, optimize and explain."""
     models = commands.add(
         "models", _models, "list, show, compare, promote, try and roll back models"
     )
@@ -49,6 +49,32 @@ def declare(commands: Commands) -> None:
         help="of the input, to repeat before each answer (may be repeated)",
     )
     add_address(predict)
+    optimize = commands.add(
+        "optimize", _optimize, "register a faster or smaller form of a model, if one is good enough"
+    )
+    optimize.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    optimize.add_argument("--smallest", action="store_true", help="instead of the fastest")
+    optimize.add_argument(
+        "--lose",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="accuracy (or R2) that a form may lose; default 0.005",
+    )
+    explain = commands.add("explain", _explain, "say why rows or pictures are answered so")
+    explain.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
+    explain.add_argument("data", nargs="+", metavar="DATA", help="as for predict")
+    explain.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".jsonl, or .png for the heat map of one picture; default: lines of JSON",
+    )
+    explain.add_argument(
+        "--method",
+        help="integrated_gradients (default where possible), kernel_shap, lime, occlusion",
+    )
+    explain.add_argument("--target", metavar="CLASS", help="default: the likeliest of each row")
 
 
 def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
@@ -74,7 +100,13 @@ def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     if options.action == "compare":
         return promotion.compare(given, terminal)
     version = registry.resolve(given[0])
-    value = {**_version_json(version), "manifest": registry.manifest(version)}
+    from lepton_ray.pipeline import carried
+
+    value = {
+        **_version_json(version),
+        "manifest": registry.manifest(version),
+        "importance": carried.importance(version),
+    }
     terminal.say(json.dumps(value, indent=1))
     return value
 
@@ -113,3 +145,22 @@ def _predict(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         address=options.address,
         terminal=terminal,
     )
+
+
+def _explain(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline import explaining
+
+    return explaining.explain(
+        options.model,
+        options.data,
+        output=options.output,
+        method=options.method,
+        target=options.target,
+        terminal=terminal,
+    )
+
+
+def _optimize(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
+    from lepton_ray.pipeline.optimize import optimize
+
+    return optimize(options.model, smallest=options.smallest, lose=options.lose, terminal=terminal)

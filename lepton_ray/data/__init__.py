@@ -1,7 +1,36 @@
 """Sources, splits, fitted preprocessing, and the order of samples."""
 
-from lepton_ray.data.dataset import Dataset, Samples, load
+from collections.abc import Sequence
+
+from lepton_ray.config.schema import Data, InteractionData, SeriesData
+from lepton_ray.data import dataset
+from lepton_ray.data.dataset import Dataset, Samples
+from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.interactions.load import load as _load_interactions
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Column, Schema
+from lepton_ray.data.series.load import load as _load_series
+from lepton_ray.errors import DataError
 
-__all__ = ["Column", "Dataset", "Preprocess", "Samples", "Schema", "load"]
+__all__ = ["Column", "Dataset", "Fitted", "Preprocess", "Samples", "Schema", "load"]
+
+
+def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
+    """Read, split, fit the preprocessing on the training split, apply it to all.
+
+    Args:
+        sliced: columns to group the test split by, as ``evaluate.slices`` says.
+
+    Raises:
+        DataError: see `dataset.load`, `interactions.load` and `series.load`.
+    """
+    if sliced and isinstance(data, InteractionData | SeriesData):
+        raise DataError(
+            f"evaluate.slices groups rows of tables and texts, but data.kind is {data.kind}: leave "
+            "it out"
+        )
+    if isinstance(data, InteractionData):
+        return _load_interactions(data)
+    if isinstance(data, SeriesData):
+        return _load_series(data)
+    return dataset.load(data, sliced)

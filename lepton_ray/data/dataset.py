@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lepton_ray.config.schema import Data, ImageData, TableData
+from lepton_ray.config.schema import ImageData, TableData, TextData
 from lepton_ray.data import features, leaks, preprocess, sources, split, words
-from lepton_ray.data.preprocess import Inputs, Preprocess
+from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.data.slices import Groups
 from lepton_ray.errors import DataError
@@ -20,23 +21,32 @@ from lepton_ray.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    x: Inputs
-    """[n, *input_shape]"""
-    y: npt.NDArray[np.int64] | npt.NDArray[np.float64]
-    """[n] Index into the classes, or the target's value."""
+    x: Any
+    """[n, *input_shape] An array, or what makes the rows of one when they are asked for."""
+    y: Any
+    """[n] Index into the classes, or the target's value; [n, items] 1 for an item to find, -1 for
+    one had before; or [n, horizon] values."""
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def batch(self, rows: npt.NDArray[np.int64], key: int) -> tuple[Any, Any]:
+        """x and y of some samples in a training step.
+
+        Args:
+            key: of what is drawn for them by chance.
+        """
+        return self.x[rows], self.y[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     schema: Schema
-    preprocess: Preprocess
+    preprocess: Fitted
     train: Samples
     validation: Samples
     test: Samples
-    test_columns: dict[str, npt.NDArray[np.generic]]
+    test_columns: dict[str, Any]
     """The test split as a person would send it: column name -> raw values [n, ...]."""
     digest: str
     """SHA-256 over all raw values, labels and the split."""
@@ -46,14 +56,14 @@ class Dataset:
     """What a person should know about the samples, for the plan to tell."""
 
 
-def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
+def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
 
-    All samples are held in memory: as the source has them while this runs (of the test split, for
-    good), and as the model takes them.
+    All samples are held in memory as the model takes them, those of the test split also as the
+    source has them.
 
     Raises:
         DataError: see `sources.read`, `split.divide` and `preprocess`.
@@ -61,10 +71,7 @@ def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
     raw = sources.read(data, sliced)
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test, groups=raw.groups, times=raw.times)
-    columns = {
-        part: {name: values[indices] for name, values in raw.columns.items()}
-        for part, indices in parts.items()
-    }
+    columns = {part: _Part(raw.columns, indices) for part, indices in parts.items()}
     if isinstance(data, ImageData):
         fitted = preprocess.fit_image(
             raw.kinds[0], columns["train"]["image"], data.preprocess.normalize
@@ -83,7 +90,7 @@ def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
     return Dataset(
         schema=Schema(columns=fitted.columns, target=raw.target, classes=classes),
         preprocess=fitted,
-        test_columns=columns["test"],
+        test_columns=dict(columns["test"]),
         digest=_digest(raw, parts),
         slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
         notes=_notes(fitted, raw) + _warnings(data, raw, y, parts),
@@ -91,8 +98,27 @@ def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
     )
 
 
+class _Part(Mapping[str, npt.NDArray[np.generic]]):
+    """The columns of some samples, taken out of the source when they are asked for."""
+
+    def __init__(
+        self, columns: Mapping[str, npt.NDArray[np.generic]], indices: split.Indices
+    ) -> None:
+        self._columns = columns
+        self._indices = indices
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
+        return self._columns[name][self._indices]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
 def _classes(
-    data: Data, raw: sources.Raw
+    data: ImageData | TableData | TextData, raw: sources.Raw
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64] | npt.NDArray[np.float64]]:
     """The classes and each sample's index; no classes and the values where labels are numbers."""
     if raw.labels.dtype.kind == "f":
@@ -106,7 +132,10 @@ def _classes(
 
 
 def _warnings(
-    data: Data, raw: sources.Raw, y: npt.NDArray[Any], parts: dict[str, split.Indices]
+    data: ImageData | TableData | TextData,
+    raw: sources.Raw,
+    y: npt.NDArray[Any],
+    parts: dict[str, split.Indices],
 ) -> tuple[str, ...]:
     if isinstance(data, ImageData):
         return ()

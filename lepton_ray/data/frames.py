@@ -1,25 +1,38 @@
-"""Files of rows as data frames."""
+"""Rows from files, or from a person's own function, as one data frame."""
 
 from __future__ import annotations
 
+import fnmatch
+import importlib
+import io
 import json
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lepton_ray.errors import DataError
+import pyarrow.fs as pafs
+
+from lepton_ray import storage
+from lepton_ray.config.schema import Source
+from lepton_ray.data import csvs
+from lepton_ray.errors import DataError, StoreError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SKLEARN = "sklearn:"
 SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "wine")
 SUFFIXES = (".csv", ".parquet", ".jsonl")
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
+PATTERN = re.compile(r"[*?\[]")
 
 
-def read_frame(
-    path: Path, texts: Collection[str] = (), as_written: Collection[str] = ()
+def read(
+    source: Source, texts: Collection[str] = (), as_written: Collection[str] = ()
 ) -> pd.DataFrame:
-    """A CSV, Parquet or JSONL file.
+    """The rows of all that a source names, one after the other.
 
     Args:
         texts: columns whose cells are texts as they stand, also ``123``, ``NA`` and nothing, which
@@ -27,14 +40,114 @@ def read_frame(
         as_written: columns of a CSV whose cells are texts, also ``0123``, or missing.
 
     Raises:
-        DataError: when it is missing, of another kind or cannot be read.
+        DataError: when something is missing, of another kind, or cannot be read, or the files have
+            different columns.
     """
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{str(path)!r} must end with {', '.join(SUFFIXES)}")
-    if not path.exists():
-        raise DataError(f"{str(path)!r} does not exist (looked in {Path.cwd()})")
+    import pandas as pd
+
+    frames: dict[str, pd.DataFrame] = {}
+    for one in (source,) if isinstance(source, str) else source:
+        if one.startswith(SKLEARN):
+            frames[one] = sklearn_table(one.removeprefix(SKLEARN))
+        elif FUNCTION.fullmatch(one):
+            frames[one] = _called(one)
+        else:
+            for path in find(one):
+                frames[path] = _read_file(path, texts, as_written)
+    (first, whole), *others = frames.items()
+    for path, frame in others:
+        if set(frame.columns) != set(whole.columns):
+            lacks = sorted(map(str, set(whole.columns) - set(frame.columns)))
+            more = sorted(map(str, set(frame.columns) - set(whole.columns)))
+            said = f"lacks {lacks[0]!r}" if lacks else f"has {more[0]!r} besides"
+            raise DataError(f"{path}: must have the columns of {first}, but {said}")
+    if not others:
+        return _with_texts(whole, texts)
+    return _with_texts(pd.concat(list(frames.values()), ignore_index=True), texts)
+
+
+def find(source: str) -> list[str]:
+    """The files that a path, a pattern or a folder names, here or at a URI, sorted.
+
+    Raises:
+        DataError: when there are none, or one that cannot be read.
+    """
     try:
-        return _read(path, texts, as_written)
+        filesystem, at = storage.open_folder(source)
+    except StoreError as error:
+        raise DataError(f"{source!r} cannot be opened: {error}") from error
+    start = source.removesuffix(at) if storage.is_uri(source) else ""
+    try:
+        info = filesystem.get_file_info(at)
+        if info.type is pafs.FileType.File:
+            if not at.endswith(SUFFIXES):
+                raise DataError(f"{source!r} must end with {', '.join(SUFFIXES)}")
+            return [source]
+        if info.type is pafs.FileType.Directory:
+            paths = _inside(filesystem, at)
+        elif PATTERN.search(at):
+            base = at[: PATTERN.search(at).start()].rpartition("/")[0]  # type: ignore[union-attr]
+            paths = [path for path in _inside(filesystem, base) if fnmatch.fnmatchcase(path, at)]
+        else:
+            raise DataError(f"{source!r} does not exist (looked in {Path.cwd()})")
+    except OSError as error:
+        raise DataError(f"{source!r} cannot be read: {error}") from error
+    if not paths:
+        raise DataError(f"{source!r}: there is no file that ends with {', '.join(SUFFIXES)}")
+    here = str(Path.cwd()) + "/"
+    return [path.removeprefix(here) if not start else start + path for path in paths]
+
+
+def _inside(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    """Files of rows anywhere in a folder, but for hidden ones and those that begin with ``_``."""
+    selector = pafs.FileSelector(folder, recursive=True, allow_not_found=True)
+    return sorted(
+        info.path
+        for info in filesystem.get_file_info(selector)
+        if info.type is pafs.FileType.File
+        and info.path.endswith(SUFFIXES)
+        and not any(p.startswith((".", "_")) for p in info.path[len(folder) :].split("/"))
+    )
+
+
+def _called(name: str) -> pd.DataFrame:
+    """What a person's own function returns.
+
+    Raises:
+        DataError: when it cannot be called, or returns no columns.
+    """
+    import pandas as pd
+
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)()
+    except Exception as error:
+        raise DataError(f"data.source {name!r}: {type(error).__name__}: {error}") from error
+    if isinstance(found, pd.DataFrame):
+        return found.reset_index(drop=True)
+    if isinstance(found, Mapping):
+        try:
+            return pd.DataFrame(dict(found))
+        except ValueError as error:
+            raise DataError(f"data.source {name!r}: {error}") from error
+    raise DataError(
+        f"data.source {name!r} must return a pandas data frame or columns by name, but returned "
+        f"{type(found).__name__}"
+    )
+
+
+def _read_file(path: str, texts: Collection[str], as_written: Collection[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    filesystem, at = storage.open_folder(path)
+    open_file = partial(filesystem.open_input_file, at)
+    try:
+        if path.endswith(".parquet"):
+            with open_file() as file:
+                return pd.read_parquet(file)
+        if path.endswith(".jsonl"):
+            return pd.DataFrame(_json_lines(path, open_file))
+        return csvs.read(path, open_file, texts, as_written)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: must be in UTF-8, but has byte 0x{error.object[error.start]:02x} "
@@ -48,28 +161,17 @@ def read_frame(
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _read(path: Path, texts: Collection[str], as_written: Collection[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    if path.suffix == ".parquet":
-        frame = pd.read_parquet(path)
-    elif path.suffix == ".jsonl":
-        frame = pd.DataFrame(_json_lines(path))
-    else:
-        # Whole columns at a time: in parts, one column could come to hold 1 and "1".
-        frame = pd.read_csv(path, dtype=dict.fromkeys(as_written, str), low_memory=False)
-        if present := [name for name in texts if name in frame.columns]:
-            frame[present] = pd.read_csv(path, usecols=present, dtype=str, keep_default_na=False)
+def _with_texts(frame: pd.DataFrame, texts: Collection[str]) -> pd.DataFrame:
     for name in texts:
         if name in frame.columns:
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     return frame
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: str, open_file: csvs.Open) -> Iterator[dict[str, Any]]:
     """Every line's object, with the standard library's parser, which HTTP bodies go through too:
     pandas' own rounds numbers, and drops half a surrogate pair."""
-    with path.open(encoding="utf-8") as file:
+    with open_file() as opened, io.TextIOWrapper(opened, "utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

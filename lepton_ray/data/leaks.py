@@ -18,6 +18,8 @@ from lepton_ray.data.schema import Column
 
 Indices = npt.NDArray[np.int64]
 SAME = 1 - 1e-9  # correlation of a number with the number to predict
+MIX = np.uint64(1_099_511_628_211)  # of FNV
+_HASHED = {"U": object}
 REPEATS = 0.5  # of the rows; a column with more distinct values says nothing by determining a class
 
 
@@ -50,7 +52,9 @@ def warnings(
 def _duplicates(columns: Mapping[str, npt.NDArray[Any]], parts: Mapping[str, Indices]) -> str:
     import pandas as pd
 
-    rows = pd.util.hash_pandas_object(pd.DataFrame(dict(columns)), index=False).to_numpy()
+    rows = np.zeros(len(next(iter(columns.values()))), np.uint64)
+    for values in columns.values():  # one after the other, so that they are never copied together
+        rows = rows * MIX + pd.util.hash_array(np.asarray(values, _HASHED.get(values.dtype.kind)))
     repeated = int(np.isin(rows[parts["test"]], rows[parts["train"]]).sum())
     if not repeated:
         return ""

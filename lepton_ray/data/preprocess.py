@@ -101,6 +101,10 @@ class Preprocess:
                 values = np.sign(values) * np.expm1(np.abs(values))
         return values
 
+    def restore(self, outputs: npt.NDArray[np.floating], x: Inputs) -> npt.NDArray[np.floating]:
+        """A number's outputs in the target's unit, see `target_values`."""
+        return self.target_values(outputs)
+
     def _image(self, x: npt.NDArray[np.generic]) -> Floats:
         scaled = np.empty((len(x), *self.input_shape), np.float32)
         for part in _parts(len(x)):
@@ -108,25 +112,30 @@ class Preprocess:
             scaled[part] = (images - self.tensors["mean"]) * self.tensors["scale"]
         return scaled
 
-    def save(self, folder: Path) -> None:
-        """Write the files that `load` reads."""
+    def describe(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """All but the tokenizer, as JSON and tensors; see `described`."""
         tensors = dict(self.tensors)
-        described = []
+        told = []
         for at, feature in enumerate(self.features):
             fields = vars(feature) | {"kind": feature.kind}
             if (knots := fields.pop("knots", None)) is not None:
                 tensors[f"{at}.knots"] = knots
-            described.append(fields)
+            told.append(fields)
         value = {
             "format": FORMAT,
             "columns": [asdict(c) for c in self.columns],
-            "features": described,
+            "features": told,
             "target": {
                 "mean": self.target_mean,
                 "deviation": self.target_deviation,
                 "log": self.target_log,
             },
         }
+        return value, tensors
+
+    def save(self, folder: Path) -> None:
+        """Write the files that `load` reads."""
+        value, tensors = self.describe()
         (folder / "preprocess.json").write_text(json.dumps(value, indent=1))
         save_file(tensors, folder / "preprocess.safetensors")
         if self.tokenizer is not None:
@@ -136,25 +145,31 @@ class Preprocess:
     def load(folder: Path) -> Preprocess:
         """Read what `save` wrote, in this version or an earlier one."""
         value = json.loads((folder / "preprocess.json").read_text())
-        tensors = load_file(folder / "preprocess.safetensors")
-        columns = tuple(map(Column.from_json, value["columns"]))
-        if value["format"] == 1:
-            found = _features_of_format_1(columns, value["missing"], tensors)
-        else:
-            found = tuple(
-                _feature(fields, tensors.get(f"{at}.knots"))
-                for at, fields in enumerate(value["features"])
-            )
         tokenizer = folder / TOKENIZER
-        return Preprocess(
-            columns=columns,
-            tensors={} if found else tensors,
-            features=found,
-            target_mean=value["target"]["mean"],
-            target_deviation=value["target"]["deviation"],
-            target_log=value["target"].get("log", False),
+        return replace(
+            described(value, load_file(folder / "preprocess.safetensors")),
             tokenizer=Tokenizer.from_file(str(tokenizer)) if tokenizer.exists() else None,
         )
+
+
+def described(value: dict[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> Preprocess:
+    """The inverse of `Preprocess.describe`."""
+    columns = tuple(map(Column.from_json, value["columns"]))
+    if value["format"] == 1:
+        found = _features_of_format_1(columns, value["missing"], tensors)
+    else:
+        found = tuple(
+            _feature(fields, tensors.get(f"{at}.knots"))
+            for at, fields in enumerate(value["features"])
+        )
+    return Preprocess(
+        columns=columns,
+        tensors={} if found else tensors,
+        features=found,
+        target_mean=value["target"]["mean"],
+        target_deviation=value["target"]["deviation"],
+        target_log=value["target"].get("log", False),
+    )
 
 
 def _feature(fields: dict[str, Any], knots: npt.NDArray[np.float64] | None) -> Feature:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 @dataclass(frozen=True, kw_only=True)
 class Column:
     name: str
-    kind: Literal["image", "number", "category", "date", "text"]
+    kind: Literal["image", "number", "category", "date", "text", "id", "time", "series"]
     shape: tuple[int, ...] = ()
-    """Of one value: (height, width) or (height, width, channels) for an image, () otherwise."""
+    """Of one value: (height, width) or (height, width, channels) for an image, (steps,) for values
+    over time, () otherwise."""
     resized: bool = False
     """Whether a picture of any size is scaled to the shape, as it was in training."""
     low: float | None = None
@@ -23,11 +24,16 @@ class Column:
     """Smallest and largest value of the training split (of the format, for an image); of a date,
     in seconds since 1970."""
     optional: bool = False
-    """Whether a number or a date may be missing. A category always may: it is the empty one."""
+    """Whether a number, a date or a value over time may be missing. A category always may: it is
+    the empty one."""
+    lookup: bool = False
+    """Whether a row may go without the column: what is known of the row's id is taken then."""
+    closed: bool = False
+    """Whether an id must be one of ``categories``."""
     format: str = ""
     """Of a date, see `dates`."""
     categories: tuple[str, ...] = ()
-    """The values of a category seen in training, sorted."""
+    """The values of a category, or the ids, seen in training, sorted."""
     longest: int | None = None
     """Characters a text may have."""
 
@@ -44,11 +50,33 @@ class Schema:
     target: str
     classes: tuple[str, ...] = field(default=())
     """What it answers with; empty for a number (regression)."""
+    task: Literal["", "classification", "regression", "ranking", "forecast"] = ""
+    """What is answered; left empty, classification where there are classes, else regression."""
+    items: tuple[str, ...] = ()
+    """What a ranking chooses from."""
+    top_k: int = 0
+    """Items that a ranking lists where a request does not say."""
+    horizon: int = 0
+    """Values of a forecast."""
+
+    def __post_init__(self) -> None:
+        if not self.task:
+            task = "classification" if self.classes else "regression"
+            object.__setattr__(self, "task", task)
 
     @property
     def outputs(self) -> int:
-        """Numbers a model gives for a sample: a logit per class, or one value."""
-        return len(self.classes) or 1
+        """Numbers a model gives for a sample: one per class, item or step ahead, or one value."""
+        return len(self.classes) or len(self.items) or self.horizon or 1
+
+    @property
+    def answer(self) -> str:
+        """What is answered, in words."""
+        if self.task == "ranking":
+            return f"{len(self.items):,} items to rank"
+        if self.task == "forecast":
+            return f"{self.horizon} values to forecast"
+        return f"{len(self.classes)} classes" if self.classes else "a number to predict"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,4 +84,5 @@ class Schema:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Schema:
         columns = tuple(map(Column.from_json, value["columns"]))
-        return Schema(columns=columns, target=value["target"], classes=tuple(value["classes"]))
+        lists = {name: tuple(value.get(name, ())) for name in ("classes", "items")}
+        return Schema(**{**value, **lists, "columns": columns})

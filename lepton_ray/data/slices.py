@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from lepton_ray.config.schema import Source
 from lepton_ray.data.tables import as_texts
 from lepton_ray.errors import DataError, nearest
 
@@ -22,7 +23,7 @@ OTHERS = "(others)"
 NONE = "(none)"
 
 
-def read(source: str, frame: pd.DataFrame, names: Sequence[str]) -> Groups:
+def read(source: Source, frame: pd.DataFrame, names: Sequence[str]) -> Groups:
     """The groups of every row, by the columns that ``evaluate.slices`` names.
 
     Raises:

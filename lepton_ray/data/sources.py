@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from lepton_ray.config.schema import Data, ImageData, TableData, TextData
-from lepton_ray.data import dates, folders, slices, tables, words
-from lepton_ray.data.frames import read_frame, sklearn_table
+from lepton_ray.config.schema import ImageData, TableData, TextData
+from lepton_ray.data import dates, folders, frames, slices, tables, words
 from lepton_ray.data.schema import Column
 from lepton_ray.data.slices import Groups
 from lepton_ray.data.split import Labels
@@ -38,8 +37,8 @@ class Raw:
     """All samples as the source holds them, before any split."""
 
     columns: dict[str, Array]
-    """Column name -> values, [n, ...]; images uint8 or float32, numbers float64, categories and
-    dates str, texts objects (an array of str would give each text the room of the longest)."""
+    """Column name -> values, [n, ...]; images uint8 or float32, numbers of any width, categories
+    and dates str, texts objects (an array of str would give each the room of the longest)."""
     kinds: tuple[Column, ...]
     """The columns' types; ranges and categories of tables are filled in from the training split."""
     labels: Labels
@@ -60,7 +59,7 @@ class Raw:
         return len(self.labels)
 
 
-def read(data: Data, sliced: Sequence[str] = ()) -> Raw:
+def read(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> Raw:
     """The samples of a data section.
 
     Args:
@@ -307,13 +306,8 @@ def _check_split(data: TableData | TextData, frame: pd.DataFrame, name: str, set
 
 
 def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
-    path = data.source
     texts = [name for name, kind in data.types.items() if kind != "number"]
-    frame = (
-        sklearn_table(path.removeprefix("sklearn:"))
-        if path.startswith("sklearn:")
-        else read_frame(Path(path), as_written=texts)
-    )
+    frame = frames.read(data.source, as_written=texts)
     _check_columns(data, frame, [data.target, *data.drop])
     values, kinds = tables.columns(data, frame)
     return Raw(
@@ -329,7 +323,7 @@ def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
 
 
 def _read_texts(data: TextData, sliced: Sequence[str]) -> Raw:
-    frame = read_frame(Path(data.source), texts=[data.text])
+    frame = frames.read(data.source, texts=[data.text])
     _check_columns(data, frame, [data.text, data.target])
     texts = frame[data.text].to_numpy(dtype=object)
     longest = data.preprocess.characters

@@ -24,7 +24,7 @@ TRUTH = {"true": 1.0, "false": 0.0}
 def columns(data: TableData, frame: pd.DataFrame) -> tuple[dict[str, Any], tuple[Column, ...]]:
     """The features of a table: values by name, and their types, declared or by their values.
 
-    Numbers are float64 with NaN for a gap; categories and dates are texts, empty for a gap.
+    Numbers are of any width with NaN for a gap; categories and dates are texts, empty for a gap.
 
     Raises:
         DataError: for columns that fit no type, or not the declared one.
@@ -95,7 +95,7 @@ def guess(values: pd.Series) -> str:
 
 
 def numbers(data: TableData, name: str, values: pd.Series) -> npt.NDArray[np.float64]:
-    """[n] float64, NaN for a gap.
+    """[n] Numbers, NaN for a gap.
 
     Raises:
         DataError: for a text that is no number.
@@ -103,6 +103,9 @@ def numbers(data: TableData, name: str, values: pd.Series) -> npt.NDArray[np.flo
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+        if isinstance(values.dtype, np.dtype):  # as it lies, on disk where it does
+            plain: npt.NDArray[np.float64] = values.to_numpy()
+            return plain if plain.dtype.kind in "iuf" else plain.astype(np.float64)
         result: npt.NDArray[np.float64] = values.to_numpy(dtype=np.float64, na_value=np.nan)
         return result
     texts = pd.Series(as_texts(values))

@@ -13,6 +13,7 @@ from pathspec import GitIgnoreSpec
 
 from lepton_ray.config import render, with_settings
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data.frames import PATTERN
 from lepton_ray.errors import ExperimentError, InputError
 
 LIMIT_MB = 100  # what Ray's job server takes
@@ -57,13 +58,29 @@ def pack(experiment: Experiment, root: Path, target: Path) -> str:
 def _add_data(experiment: Experiment, root: Path, files: dict[str, Path]) -> Experiment:
     """The experiment as the cluster finds its data, which go along unless they are there."""
     source = experiment.data.source
-    if ":" in source.split("/")[0]:  # sklearn:digits, s3://...
-        return experiment
+    if isinstance(source, str) and not PATTERN.search(source):
+        return with_settings(
+            experiment, {"data.source": _add_source(experiment, source, root, files)}
+        )
+    names: list[str] = []
+    for one in (source,) if isinstance(source, str) else source:
+        here = ":" not in one.split("/")[0] and PATTERN.search(one) and not Path(one).is_absolute()
+        matching = sorted(str(p.relative_to(root)) for p in root.glob(one)) if here else [one]
+        names += [_add_source(experiment, name, root, files) for name in matching or [one]]
+    return with_settings(experiment, {"data.source": names})
+
+
+def _add_source(experiment: Experiment, source: str, root: Path, files: dict[str, Path]) -> str:
+    """What a source is called there."""
+    if ":" in source.split("/")[0]:  # sklearn:digits, s3://..., package.module:function
+        for path in modules(source, root, experiment.name) if "://" not in source else ():
+            files[path.relative_to(root).as_posix()] = path
+        return source
     path = Path(source)
     found = path if path.is_absolute() else root / path
     if not found.exists():
         if path.is_absolute():
-            return experiment  # a folder that the cluster's machines mount
+            return source  # a folder that the cluster's machines mount
         raise ExperimentError(
             experiment.name,
             [
@@ -78,7 +95,7 @@ def _add_data(experiment: Experiment, root: Path, files: dict[str, Path]) -> Exp
             files[f"{name}/{file.relative_to(found).as_posix()}"] = file
     else:
         files[name] = found
-    return with_settings(experiment, {"data.source": name})
+    return name
 
 
 def modules(model: str, root: Path, source: str) -> list[Path]:

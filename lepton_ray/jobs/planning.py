@@ -39,6 +39,8 @@ class Plan:
     name: str
     samples: dict[str, int]
     classes: int
+    answer: str
+    """What is predicted, in words."""
     data_digest: str
     notes: tuple[str, ...]
     """About the data."""
@@ -66,12 +68,11 @@ class Plan:
     def table(self) -> str:
         low, high = self.workers
         parts = ", ".join(f"{n:,} {part}" for part, n in self.samples.items())
-        target = f"{self.classes} classes" if self.classes else "a number to predict"
         tune = f"tune {self.trials} trials about {self.tune_s:.0f} s, " if self.trials else ""
         return "\n".join(
             [
                 f"plan   {self.name}",
-                f"  data     {parts}; {target}; digest {self.data_digest[:12]}",
+                f"  data     {parts}; {self.answer}; digest {self.data_digest[:12]}",
                 *(f"           {note}" for note in self.notes),
                 f"  model    {self.model}, {self.parameters:,} parameters",
                 f"  step     batch {self.batch} = {self.shards} shards x "
@@ -146,6 +147,7 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
             "test": len(dataset.test),
         },
         classes=len(dataset.schema.classes),
+        answer=dataset.schema.answer,
         data_digest=dataset.digest,
         notes=dataset.notes,
         model=experiment.model.name,

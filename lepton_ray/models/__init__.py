@@ -1,7 +1,8 @@
 """Models by name. A model is any function ``(input_shape, classes, **params) -> nn.Module``.
 
 Some have an argument that the data give and an experiment does not: ``vocabulary`` (how many words
-there are) of a model of texts, ``columns`` (which numbers belong together) of one of tables.
+there are) of a model of texts, ``columns`` (which numbers belong together) of one of tables,
+``catalog`` (users and items) of one of interactions, ``window`` (what a sample holds) of series.
 A built-in one is a file here and a line in `BUILT_IN`; a person's own is
 ``package.module:function``.
 """
@@ -24,15 +25,25 @@ Builder = Callable[..., "nn.Module"]
 BUILT_IN = {
     "cnn": "lepton_ray.models.cnn:cnn",
     "linear": "lepton_ray.models.linear:linear",
+    "matrix_factorization": "lepton_ray.models.matrix_factorization:matrix_factorization",
     "mlp": "lepton_ray.models.mlp:mlp",
+    "nbeats": "lepton_ray.models.nbeats:nbeats",
     "resnet": "lepton_ray.models.resnet:resnet",
     "table_resnet": "lepton_ray.models.table_resnet:table_resnet",
     "text_bag": "lepton_ray.models.text_bag:text_bag",
+    "tcn": "lepton_ray.models.tcn:tcn",
     "text_cnn": "lepton_ray.models.text_cnn:text_cnn",
+    "two_tower": "lepton_ray.models.two_tower:two_tower",
 }
-VOCABULARY = "vocabulary"
-FACTS = {VOCABULARY: "texts", "columns": "tables"}
+FACTS = {
+    "vocabulary": "texts",
+    "columns": "tables",
+    "catalog": "interactions",
+    "window": "series",
+}
 """What only the data can tell, and of which kind they are."""
+NEEDED = ("vocabulary", "catalog")
+"""Numbers of words and ids say nothing to a model that does not know them for such."""
 
 
 def find(name: str) -> Builder:
@@ -80,19 +91,19 @@ def build(
     """
     known = parameters(model.name)
     taken = inspect.signature(find(model.name)).parameters
-    # A model of texts cannot do without its words, so one that takes anything gets them unnamed.
+    facts = facts or {}
+    # A model that takes anything gets unnamed what no model of these data can do without.
     given = {
         name: value
-        for name, value in (facts or {}).items()
-        if name in taken or (known is None and name == VOCABULARY)
+        for name, value in facts.items()
+        if name in taken or (known is None and name in NEEDED)
     }
     for name, kind in FACTS.items():
         if name in taken and name not in given:
-            fit = [n for n in BUILT_IN if not FACTS.keys() & inspect.signature(find(n)).parameters]
-            raise _misfit(model.name, f"takes {kind} only", fit)
-    if VOCABULARY in (facts or {}) and VOCABULARY not in given:
-        fit = [n for n in BUILT_IN if VOCABULARY in inspect.signature(find(n)).parameters]
-        raise _misfit(model.name, "takes no texts (it has no vocabulary)", fit)
+            raise _misfit(model.name, f"takes {kind} only", facts)
+    for name in NEEDED:
+        if name in facts and name not in given:
+            raise _misfit(model.name, f"takes no {FACTS[name]} (it has no {name})", facts)
     if known is not None:
         problems = [
             f"model.{p}: {model.name} takes no {p!r}, {nearest(p, known)}"
@@ -107,7 +118,13 @@ def build(
         raise ExperimentError("experiment", [f"model: {model.name}: {error}"]) from error
 
 
-def _misfit(name: str, does: str, fit: list[str]) -> ExperimentError:
+def _misfit(name: str, does: str, facts: Mapping[str, Any]) -> ExperimentError:
+    fit = []
+    for other in BUILT_IN:
+        taken = inspect.signature(find(other)).parameters.keys()
+        needed = {fact for fact in NEEDED if fact in facts}
+        if FACTS.keys() & taken <= facts.keys() and needed <= taken:
+            fit.append(other)
     return ExperimentError(
         "experiment", [f"model.name: {name} {does}: set one of {', '.join(fit)}"]
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lepton_ray.data.dataset import Dataset
+from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.errors import EndpointError
 from lepton_ray.serving.client import Client
 from lepton_ray.serving.load import load_model
@@ -25,7 +25,7 @@ TIMED_ROWS = 100
 def score(runtime: Runtime, dataset: Dataset) -> dict[str, float]:
     """Metrics of a version on the test split, from its own runtime and by its own decision.
 
-    Classes are matched by name, so that a version trained on other labels is scored fairly.
+    Classes and items are matched by name, so that a version trained on others is scored fairly.
     """
     return _measured(runtime, dataset, runtime.predict_columns(dataset.test_columns), slice(None))
 
@@ -49,9 +49,14 @@ def _measured(
     runtime: Runtime, dataset: Dataset, answers: npt.NDArray[Any], rows: Any
 ) -> dict[str, float]:
     """Metrics of the answers in some rows of the test split."""
-    answers, y = answers[rows], dataset.test.y[rows]
     if not dataset.schema.classes:
-        return task_of(dataset).measure(answers, y)
+        if dataset.schema.task == "ranking":
+            answers = _by_items(answers, runtime.schema.items, dataset.schema.items)
+        samples = dataset.test
+        if not isinstance(rows, slice):
+            samples = Samples(x=samples.x[rows], y=samples.y[rows])
+        return task_of(dataset).measure(answers[rows], samples)
+    answers, y = answers[rows], dataset.test.y[rows]
     known = {label: at for at, label in enumerate(dataset.schema.classes)}
     probabilities: npt.NDArray[np.float64] = np.zeros((len(answers), len(known)))
     for position, label in enumerate(runtime.schema.classes):
@@ -61,6 +66,18 @@ def _measured(
     names = [known.get(label, -1) for label in runtime.schema.classes]
     predicted = np.array(names)[runtime.decision.chosen(answers)]
     return metrics.classification(probabilities, y.astype(np.int64), predicted)
+
+
+def _by_items(
+    scores: npt.NDArray[np.floating], own: tuple[str, ...], wanted: tuple[str, ...]
+) -> npt.NDArray[np.floating]:
+    """[n, wanted] The scores of items by name; the lowest for those a version does not know."""
+    if own == wanted:
+        return scores
+    known = {item: position for position, item in enumerate(own)}
+    places = [known.get(item, -1) for item in wanted]
+    lowest = np.full((len(scores), 1), scores[np.isfinite(scores)].min(initial=0.0) - 1.0)
+    return np.concatenate([scores, lowest], axis=1)[:, places]
 
 
 def measure_served(version: ModelVersion, dataset: Dataset) -> Served:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,43 +12,32 @@ from lepton_ray.config.load import render_value
 from lepton_ray.config.schema import TextPreprocess, Train
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.sources import Raw
-from lepton_ray.data.tables import MAX_CATEGORIES
 from lepton_ray.errors import DataError, nearest
+from lepton_ray.pipeline import guess_sequences
+from lepton_ray.pipeline.guesses import Guess
+from lepton_ray.pipeline.profiles import (
+    Profile,
+    is_code,
+    is_group,
+    is_ordered,
+    is_whole,
+    profile,
+    says_split,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TARGETS = ("target", "label", "class", "y", "outcome", "category", "sentiment", "diagnosis")
-ID = re.compile(r"(^|[_\W])(id|uuid|guid|index|key|no|nr)$", re.IGNORECASE)
+RARE = (1000, 10)  # from so many rows on, categories of fewer training rows are taken together
 FEW_CLASSES = 20  # of whole numbers; more are amounts
-FREE_TEXT_WORDS = (
-    4  # from this median on, texts that are mostly distinct are read and not looked up
-)
 STEPS = 1500  # of one training
-EPOCHS = {"table": 60, "text": 20, "image": 30}  # at most
+EPOCHS = {"table": 60, "text": 20, "image": 30, "interactions": 30, "series": 20}  # at most
+KINDS = {"image": "image", "text": "text", "id": "interactions", "time": "series"}
+DECAY = {"table": 0.05, "interactions": 0.1}
 BATCH = (8, 256)
 STEPS_PER_EPOCH = 16  # at least, where the smallest batch allows
 ENOUGH = 5000  # samples of which a tenth is enough to validate on
-
-
-@dataclass(frozen=True)
-class Guess:
-    """One setting of an experiment."""
-
-    path: str
-    """Dotted, as in ``data.split.test``."""
-    value: Any
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a column of a table seems to be."""
-
-    kind: Literal["number", "category", "text", "useless"]
-    reason: str
-    words: float = 0.0
-    """Of a text, at the median."""
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -70,7 +58,7 @@ def pictures(source: str, raw: Raw) -> list[Guess]:
 
 
 def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Guess]:
-    """The data section of a table or of texts.
+    """The data section of interactions, of a series, of a table or of texts.
 
     Args:
         target: the column to predict, where a person has named it.
@@ -83,6 +71,11 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
             f"{source}: must have rows, a column to predict and at least one to predict it from, "
             f"but has {len(frame)} rows and {len(frame.columns)} columns"
         )
+    sequence = guess_sequences.series(source, frame, target)
+    if sequence is None and target is None:
+        sequence = guess_sequences.interactions(source, frame)
+    if sequence is not None:
+        return sequence
     profiles = {name: profile(str(name), frame[name]) for name in frame.columns}
     target, why = _target(source, frame, profiles, target)
     if profiles[target].kind == "useless" and frame[target].dtype.kind not in "iuf":
@@ -91,8 +84,11 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
             "column with --target"
         )
     task, task_reason = _task(frame[target])
-    split = next((n for n, p in profiles.items() if _says_split(p, frame[n])), None)
+    split = next((n for n, p in profiles.items() if says_split(p, frame[n])), None)
     features = {n: p for n, p in profiles.items() if n not in (target, split)}
+    groups = [n for n in features if split is None and is_group(str(n), frame[n])]
+    times = [n for n, p in features.items() if p.kind == "date" and not groups and split is None]
+    ordered = [n for n in times if frame[n].notna().all() and is_ordered(frame[n])]
     texts = {name: p.words for name, p in features.items() if p.kind == "text"}
     if texts and task == "classification":
         longest = max(texts, key=lambda name: texts[name])
@@ -107,13 +103,18 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
         if most > TextPreprocess().characters:
             found.append(Guess("data.preprocess.characters", most, "the longest text has them"))
         return found + _split(len(frame), "", split)
-    left_out = {n: p for n, p in features.items() if p.kind in ("useless", "text")}
-    used = features.keys() - left_out.keys()
+    aside = {*groups[:1], *ordered[:1]}
+    left_out = {
+        n: p for n, p in features.items() if p.kind in ("useless", "text") and n not in aside
+    }
+    used = features.keys() - left_out.keys() - aside
     if not used:
         told = "; ".join(f"{name}: {p.reason}" for name, p in left_out.items())
         raise DataError(f"{source}: no column is left to predict {target!r} from ({told})")
-    categories = sum(features[name].kind == "category" for name in used)
-    kinds = f"{len(used) - categories} columns of numbers, {categories} of categories"
+    count = Counter(features[name].kind for name in used)
+    kinds = f"{count['number']} columns of numbers, {count['category']} of categories"
+    if count["date"]:
+        kinds += f", {count['date']} of dates"
     found = [
         Guess("data.kind", "table", f"{len(frame):,} rows; {kinds}"),
         Guess("data.source", source),
@@ -126,35 +127,27 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
             for name, p in left_out.items()
         ]
         found.append(Guess("data.drop", [str(name) for name in left_out], _some(reasons)))
-    numbers = [name for name in used if features[name].kind == "number"]
-    empty = sum(bool(frame[name].isin([np.nan, np.inf, -np.inf]).any()) for name in numbers)
+    codes = [n for n in frame.columns if n in used and is_code(str(n), features[n], frame[n])]
+    if codes:
+        types = {str(name): "category" for name in codes}
+        found.append(Guess("data.types", types, "numbers that only name something"))
+    numbers = [n for n in used if features[n].kind in ("number", "date") and n not in codes]
+    if any(features[name].kind == "number" for name in numbers):
+        found.append(Guess("data.preprocess.scale", "quantile", "long tails do no harm"))
+    if len(frame) >= RARE[0] and (count["category"] or codes):
+        found.append(Guess("data.preprocess.rare", RARE[1], "too few rows to learn from"))
+    empty = sum(bool(frame[name].isin([np.nan, np.inf, -np.inf, ""]).any()) for name in numbers)
     if empty:
         found.append(Guess("data.preprocess.missing", "median", f"{empty} columns have gaps"))
-    return found + _split(len(frame), "", split)
-
-
-def profile(name: str, values: pd.Series) -> Profile:
-    """What a column seems to be, by its values and, for ids, its name."""
-    import pandas as pd
-
-    present = values.dropna()
-    if present.map(lambda value: isinstance(value, list | dict | np.ndarray)).any():
-        return Profile("useless", "lists or objects")
-    distinct, n = present.nunique(), len(values)
-    if distinct < 2:
-        return Profile("useless", "one value only" if distinct else "empty")
-    if pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
-        counted = distinct == n and _is_whole(present)
-        if counted and (ID.search(name) or (present.diff().dropna() == 1).all()):
-            return Profile("useless", f"an id: {n:,} distinct whole numbers")
-        return Profile("number", "numbers")
-    texts = present.astype(str)
-    words = float(texts.str.split().str.len().median())
-    if distinct > n / 2 and words >= FREE_TEXT_WORDS:
-        return Profile("text", f"{words:.0f} words at the median", words)
-    if distinct > n / 2 or distinct > MAX_CATEGORIES:
-        return Profile("useless", f"an id: {distinct:,} distinct texts in {n:,} rows")
-    return Profile("category", f"{distinct} categories")
+    found += _split(len(frame), "", split)
+    if groups:
+        distinct = frame[groups[0]].nunique()
+        reason = f"{distinct:,} values; the rows of one stay in one split"
+        found.append(Guess("data.split.group", groups[0], reason))
+    elif ordered:
+        reason = "the rows are in its order: the test is what came last"
+        found.append(Guess("data.split.time", ordered[0], reason))
+    return found
 
 
 def _target(
@@ -170,7 +163,7 @@ def _target(
     if named:
         return named[0], "by its name"
     able = [n for n in names if profiles[n].kind in ("number", "category")]
-    able = [n for n in able if not _says_split(profiles[n], frame[n])]
+    able = [n for n in able if not says_split(profiles[n], frame[n])]
     if not able:
         raise DataError(
             f"{source}: no column can be predicted (all are ids, free texts or of one value): name "
@@ -188,7 +181,7 @@ def _task(values: pd.Series) -> tuple[str, str]:
     if pd.api.types.is_bool_dtype(values) or not pd.api.types.is_numeric_dtype(values):
         return "classification", f"{distinct} distinct values"
     few = min(FEW_CLASSES, max(3, len(values) // 5))
-    if _is_whole(present) and distinct <= few:
+    if is_whole(present) and distinct <= few:
         return "classification", f"{distinct} distinct whole numbers"
     return "regression", f"numbers from {present.min():g} to {present.max():g}"
 
@@ -207,27 +200,23 @@ def _split(n: int, given: str, column: str | None) -> list[Guess]:
     return [*test, Guess("data.split.validation", share, f"{n:,} samples")]
 
 
-def _says_split(known: Profile, values: pd.Series) -> bool:
-    return known.kind == "category" and set(values.map(str)) == {"train", "test"}
-
-
-def _is_whole(values: pd.Series) -> bool:
-    return bool((values % 1 == 0).all())
-
-
 # --- everything else -----------------------------------------------------------------------------
 
 
 def training(dataset: Dataset) -> list[Guess]:
     """Model, training, study and gate for data that are read already."""
     n, column = len(dataset.train), dataset.schema.columns[0]
-    kind = column.kind if column.kind in ("image", "text") else "table"
+    kind = KINDS.get(column.kind, "table")
     batch = _batch(n)
     steps = max(1, n // batch)
     epochs = max(3, min(EPOCHS[kind], -(-STEPS // steps)))
     lr = 0.005 if kind == "text" else 0.003
     metric, reason = _metric(dataset)
-    measured = "val_loss" if dataset.schema.classes else "val_mae"
+    weights = _weights(dataset)
+    measured, mode = "val_loss" if dataset.schema.classes else "val_mae", "min"
+    if kind in ("interactions", "series"):
+        metric, mode, reason = guess_sequences.MEASURES[dataset.schema.task]
+        measured = f"val_{metric}"
     space = {
         "train.optimizer.lr": {"loguniform": [round(lr / 5, 6), round(lr * 5, 6)]},
         "model.dropout": {"uniform": [0.0, 0.5]},
@@ -239,19 +228,19 @@ def training(dataset: Dataset) -> list[Guess]:
         Guess("train.shards", Train(batch=batch).n_shards, "workers it can grow to; divides batch"),
         Guess("train.optimizer.name", "adamw", "rarely the worst choice"),
         Guess("train.optimizer.lr", lr, "the study looks around it"),
-        Guess(
-            "train.optimizer.weight_decay", 0.05 if kind == "table" else 0.01, f"usual for {kind}"
-        ),
+        Guess("train.optimizer.weight_decay", DECAY.get(kind, 0.01), f"usual for {kind}"),
         Guess("train.schedule.name", "cosine", "ends with small steps"),
         Guess("train.schedule.warmup", 0.1, "a tenth of the steps"),
+        *weights[:1],
         Guess("train.early_stop.metric", measured, "finer than a count of errors"),
         Guess("train.early_stop.patience", max(3, epochs // 5), "a fifth of the epochs"),
         Guess("workers.min", 1, "starts on any machine"),
         Guess("workers.max", 2, "more machines take more, the model stays the same"),
         Guess("tune.metric", measured, "as early_stop"),
-        Guess("tune.mode", "min", "less is better"),
+        Guess("tune.mode", mode, f"{'less' if mode == 'min' else 'more'} is better"),
         Guess("tune.trials", 8, "a small study; most stop early"),
         Guess("tune.space", space, "what matters most"),
+        *weights[1:],
         Guess("gate.metric", metric, reason),
         Guess("gate.beats", ["baseline", "champion"], "the least; add linear, or at_least"),
         Guess("serve.port", 8000, "the default"),
@@ -267,6 +256,8 @@ def _batch(n: int) -> int:
 
 
 def _model(kind: str, dataset: Dataset) -> list[Guess]:
+    if kind in ("interactions", "series"):
+        return guess_sequences.model(dataset)
     shape, n = dataset.preprocess.input_shape, len(dataset.train)
     small = n < 1000
     if kind == "text":
@@ -283,12 +274,38 @@ def _model(kind: str, dataset: Dataset) -> list[Guess]:
             Guess("model.blocks", halvings, f"halvings of {shape[1]} x {shape[2]} pixels"),
             Guess("model.dropout", 0.2, "the study looks around it"),
         ]
+    if "columns" in dataset.preprocess.facts:
+        return [
+            Guess("model.name", "table_resnet", "a vector for each column of a table"),
+            Guess("model.bins", 16 if small else 64, f"{n:,} training samples"),
+            Guess("model.embedding", 8 if small else 32, "as bins"),
+            Guess("model.width", 32 if small else 128, "as bins"),
+            Guess("model.depth", 0 if small else 1, "as bins"),
+            Guess("model.dropout", 0.3 if small else 0.2, "the study looks around it"),
+        ]
     return [
         Guess("model.name", "mlp", f"{int(np.prod(shape))} numbers a sample"),
         Guess("model.width", 32 if small else 64, f"{n:,} training samples"),
         Guess("model.depth", 1 if small else 2, "as width"),
         Guess("model.dropout", 0.2, "the study looks around it"),
     ]
+
+
+def _weights(dataset: Dataset) -> list[Guess]:
+    """For classes of which one is rare."""
+    classes = dataset.schema.classes
+    if not classes:
+        return []
+    share = np.bincount(dataset.train.y.astype(int), minlength=len(classes)) / len(dataset.train)
+    if share.min() >= 0.5 / len(classes):
+        return []
+    found = [Guess("train.class_weights", "balanced", "a rare class counts as much as the others")]
+    if len(classes) == 2:
+        back = "takes the weights back out of the probabilities"
+        best = "where both classes are found best, on the validation split"
+        found.append(Guess("evaluate.calibrate", "platt", back))
+        found.append(Guess("evaluate.threshold", "f1_macro", best))
+    return found
 
 
 def _metric(dataset: Dataset) -> tuple[str, str]:

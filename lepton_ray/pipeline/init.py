@@ -15,7 +15,7 @@ from lepton_ray.data import folders, frames, sources
 from lepton_ray.errors import DataError, InputError
 from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.pipeline import guess
-from lepton_ray.pipeline.guess import Guess
+from lepton_ray.pipeline.guesses import Guess
 
 FORMS = (
     f"{folders.FORMS}, the four IDX files of MNIST, or a file that ends with .npz, "
@@ -69,7 +69,7 @@ def _data(path: Path, target: str | None) -> list[Guess]:
     if not path.exists():
         raise DataError(f"{str(path)!r} does not exist (looked in {Path.cwd()})")
     if path.suffix in frames.SUFFIXES and path.is_file():
-        return guess.rows(str(path), frames.read_frame(path), target)
+        return guess.rows(str(path), frames.read(str(path)), target)
     if path.is_file() and path.suffix != ".npz":
         raise DataError(f"{path}: must be {FORMS}")
     inside = sorted(path.iterdir()) if path.is_dir() else []

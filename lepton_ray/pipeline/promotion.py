@@ -20,7 +20,7 @@ from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.gate import Check
 from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.training import baselines
-from lepton_ray.training.metrics import DIRECTIONS
+from lepton_ray.training.metrics import direction
 
 
 def pass_gate(
@@ -72,7 +72,7 @@ def check_gate(
         rivals["champion"] = score(Runtime.load(champion.folder()), dataset)[rules.metric]
     value = test["model"][rules.metric]
     served = measure_served(version, dataset) if gate.asks_for_serving(rules) else None
-    checks = gate.decide(rules, value, rivals, DIRECTIONS[rules.metric], served)
+    checks = gate.decide(rules, value, rivals, direction(rules.metric), served)
     if not all(check.passed for check in checks):
         raise GateError(_missed(version, f"{rules.metric} {value:.4f}", checks))
     return checks
@@ -134,7 +134,8 @@ def canary(reference: str, terminal: Terminal) -> dict[str, Any]:
     part = _share(share) if share else None
     now = endpoints.tried(version.name).canary
     if now is not None and now.version == version.version and part is not None:
-        made = endpoints.start_canary(version, part, Canary())  # it passed its gate before
+        settings = load(version.folder() / "experiment.yaml").serve.canary or Canary()
+        made = endpoints.start_canary(version, part, settings)  # it passed its gate before
         terminal.say(f"{version.name}/{version.version} is tried on {made.share:.0%} of callers")
         return {"name": version.name, "version": version.version, "canary": made.to_json()}
     done = try_canary(*_measured(version), part, terminal)
@@ -182,7 +183,7 @@ def _measured(
 ) -> tuple[Experiment, ModelVersion, dict[str, dict[str, float]], Dataset]:
     """A version with its experiment, and its scores and the baselines' on its data."""
     experiment = load(version.folder() / "experiment.yaml")
-    dataset = _dataset_of(version, experiment)
+    dataset = dataset_of(version, experiment)
     test = {
         "model": score(Runtime.load(version.folder()), dataset),
         **baselines.measure(dataset, experiment.train.seed),
@@ -205,7 +206,7 @@ def compare(references: list[str], terminal: Terminal) -> dict[str, Any]:
     """
     versions = [registry.resolve(reference) for reference in references]
     experiment = load(versions[0].folder() / "experiment.yaml")
-    dataset = _dataset_of(versions[0], experiment)
+    dataset = dataset_of(versions[0], experiment)
     runtimes = [Runtime.load(version.folder()) for version in versions]
     scores = [score(runtime, dataset) for runtime in runtimes]
     titles = [f"{version.name}/{version.version}" for version in versions]
@@ -234,7 +235,7 @@ def _labels(runtime: Runtime, dataset: Dataset) -> Any:
     return np.array(runtime.schema.classes)[best]
 
 
-def _dataset_of(version: ModelVersion, experiment: Experiment) -> Dataset:
+def dataset_of(version: ModelVersion, experiment: Experiment) -> Dataset:
     """The data a version was trained on.
 
     Raises:

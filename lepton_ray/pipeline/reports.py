@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lepton_ray.config import schema as config
+from lepton_ray.training.metrics import AHEAD
 
 
 def score_table(
     experiment: config.Experiment, version: int, test: dict[str, dict[str, float]], rows: int
 ) -> str:
     """The version's metrics on the test split, and those of what it is measured against."""
-    names = list(test["model"])
+    # What a forecast's error is some steps ahead is in the tracker; here is the whole.
+    names = [name for name in test["model"] if not AHEAD.search(name)]
     widths = [max(10, len(name) + 2) for name in names]
     titles = {
         "model": f"{experiment.model.name} (version {version})",

@@ -30,7 +30,7 @@ from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.watchers import Silent, Terminal, TrainingWatcher, numbers, to_all
-from lepton_ray.pipeline import past, search
+from lepton_ray.pipeline import carried, past, search
 from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import score_table, slice_table
@@ -233,9 +233,11 @@ class Run:
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
-        decided = decision.fit(
-            package.outputs(model, dataset.validation.x), dataset.validation.y, experiment.evaluate
-        )
+        beside = carried.files(model, dataset, examples=experiment.serve.examples)
+        decided = decision.Decision()
+        if dataset.schema.classes:
+            logits = package.outputs(model, dataset.validation.x)
+            decided = decision.fit(logits, dataset.validation.y, experiment.evaluate)
         package.build(
             folder,
             model=model,
@@ -252,7 +254,9 @@ class Run:
                 "training_digest": results["train"]["digest"],
                 "software": provenance.software(),
             },
+            beside=beside,
         )
+        self._tracker.text(run_id, carried.IMPORTANCE, beside[carried.IMPORTANCE].decode())
         runtime = Runtime.load(folder)
         test = {
             "model": score(runtime, dataset),

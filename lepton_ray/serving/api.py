@@ -11,30 +11,33 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
 from starlette.exceptions import HTTPException
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
 from lepton_ray.data.schema import Schema
-from lepton_ray.serving import bodies, metrics, tables, tensors
+from lepton_ray.errors import InputError
+from lepton_ray.serving import answers, bodies, metrics, tables, tensors
 from lepton_ray.serving.bodies import Bodies
+from lepton_ray.serving.explain.answers import (
+    METHODS,
+    ExplainResponse,
+    Explanation,
+    check,
+    explains,
+)
 from lepton_ray.serving.guard import Guard, exchange_of
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
+from lepton_ray.serving.page import model as page_model
+from lepton_ray.serving.page import page
 from lepton_ray.serving.refusals import RefusedError, answer
-from lepton_ray.serving.requests import (
-    Answer,
-    Columns,
-    Response,
-    RowsError,
-    Value,
-    ValueResponse,
-    columns_of,
-    row_schema,
-)
+from lepton_ray.serving.requests import Columns, RowsError, columns_of, row_schema
 from lepton_ray.serving.runtime import Floats, Runtime
 
+EXPLAINED_ROWS = 8  # of one request: each costs as much as hundreds of predictions
 HEADER_LENGTH = "inference-header-content-length"
 
 
@@ -67,6 +70,16 @@ class Predictor(Protocol):
             version: the only one that may answer, where one was asked for.
         """
 
+    async def explain(
+        self, runtime: Runtime, columns: Columns, method: str | None, target: str | None
+    ) -> list[Explanation]:
+        """Why a version, one of those that answer, answers each row so.
+
+        Raises:
+            InputError: for a method or class that it has not.
+            RefusedError: 429 when too many are waiting.
+        """
+
     async def totals(self) -> Snapshot:
         """What all replicas have counted."""
 
@@ -79,15 +92,18 @@ def build(
     counts: Metrics,
     log: Callable[[dict[str, Any]], None],
     echo: bool,
+    explain: bool,
 ) -> FastAPI:
     """The application.
 
     Args:
         keyring, log, echo: see `guard.Guard`.
+        explain: whether it also says why.
     """
     champion = predictor.answering[0]
     schema, name = champion.schema, champion.name
-    routes = _Routes(predictor, limits)
+    explain = explain and explains(schema)
+    routes = _Routes(predictor, limits, keys=keyring is not None, explain=explain)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -100,9 +116,18 @@ def build(
         api.add_exception_handler(error, _refuse)
     api.post(
         "/predict",
-        response_model=Response if schema.classes else ValueResponse,
+        response_model=answers.form_of(schema).response,
         openapi_extra={"requestBody": _body(schema)},
     )(routes.predict)
+    if explain:
+        api.post(
+            "/explain",
+            response_model=ExplainResponse,
+            response_model_exclude_none=True,
+            openapi_extra={"requestBody": _body(schema)},
+        )(routes.explain)
+    api.get("/", include_in_schema=False)(routes.page)
+    api.get("/page.json", include_in_schema=False)(routes.page_model)
     api.get("/health")(routes.health)
     api.get("/metrics")(routes.metrics)
     api.get("/v2")(routes.server)
@@ -116,47 +141,90 @@ def build(
 
 
 class _Routes:
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits, *, keys: bool, explain: bool) -> None:
         self._predictor = predictor
+        self._keys = keys
+        self._explain = explain
         self._limits = limits
         # Each version that is followed has the same columns.
         self._schema = predictor.answering[0].schema
+        self._form = answers.form_of(self._schema)
         self.bodies = Bodies(self._schema, limits)
 
     async def _infer(
-        self, request: Request, rows: list[Any], version: str | None = None
-    ) -> tuple[Runtime, Floats, list[Answer] | list[Value]]:
+        self,
+        request: Request,
+        rows: list[Any],
+        *,
+        version: str | None = None,
+        top_k: int | None = None,
+    ) -> tuple[Runtime, Floats, list[Any]]:
         """The one way from rows to answers."""
         columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
         exchange = exchange_of(request.scope)
         sticky = self._predictor.sticky
         caller = (sticky and request.headers.get(sticky)) or exchange.id
         runtime, found = await self._predictor.infer(columns, caller, version)
-        answers = await bodies.aside(len(rows) * bodies.ROW, runtime.answers, found)
+        given = await bodies.aside(len(rows) * bodies.ROW, runtime.answers, found, top_k)
         exchange.rows, exchange.version = len(rows), runtime.version
-        return runtime, found, answers
+        return runtime, found, given
 
     async def predict(
         self,
         request: Request,
-        top_k: Annotated[int | None, Query(ge=1, description="Only the likeliest classes.")] = None,
+        top_k: Annotated[int | None, Query(ge=1, description="So many classes or items.")] = None,
     ) -> Any:
-        """The answer to each row: class probabilities, or a value."""
-        if top_k is not None and not self._schema.classes:
-            raise RefusedError(
-                422, f"top_k is for classes, but this model predicts a number: {top_k}"
-            )
+        """The answer to each row: class probabilities, the best items, or values."""
+        if top_k is not None and not self._form.top_k:
+            text = "top_k is for classes, or items of a ranking, but this model answers numbers"
+            raise RefusedError(422, f"{text}: {top_k}")
         async with self.bodies.read(request) as body:
             rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
-            runtime, _, answers = await self._infer(request, rows)
-        if top_k is not None:
-            answers = [_likeliest(a, top_k) for a in answers if isinstance(a, Answer)]
-        kind: Any = Response if self._schema.classes else ValueResponse
+            runtime, _, given = await self._infer(request, rows, top_k=top_k)
         # As bytes: FastAPI would check and copy what is known to be right.
-        said = kind.model_construct(
-            model=runtime.name, version=runtime.version, predictions=answers
+        said = self._form.response.model_construct(
+            model=runtime.name, version=runtime.version, predictions=given
         )
         return HttpResponse(said.model_dump_json(), media_type=bodies.JSON)
+
+    async def explain(
+        self,
+        request: Request,
+        method: Annotated[str | None, Query(description=", ".join(METHODS))] = None,
+        target: Annotated[str | None, Query(description="A class; default the likeliest.")] = None,
+        version: Annotated[str | None, Query(description="Default the champion.")] = None,
+    ) -> ExplainResponse:
+        """Why each row is answered so: weights of columns, words or pixels."""
+        async with self.bodies.read(request) as body:
+            rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
+            if len(rows) > EXPLAINED_ROWS:
+                text = f"at most {EXPLAINED_ROWS} rows are explained at a time: send fewer"
+                raise RefusedError(413, text)
+            columns = await bodies.aside(len(rows) * bodies.ROW, columns_of, self._schema, rows)
+        try:
+            runtime = self._served(self._predictor.answering[0].name, version)
+            check(runtime.schema, method, target)
+            found = await self._predictor.explain(runtime, columns, method, target)
+        except RowsError:
+            raise
+        except InputError as error:
+            raise RefusedError(422, str(error)) from None
+        exchange = exchange_of(request.scope)
+        exchange.version = runtime.version
+        return ExplainResponse(model=runtime.name, version=runtime.version, explanations=found)
+
+    async def page(self) -> HttpResponse:
+        """For a person in a browser; of models whose rows no form is for, the pages of routes."""
+        if not explains(self._schema):
+            return RedirectResponse("/docs")
+        content, headers = page(
+            self._predictor.answering[0], keys=self._keys, explain=self._explain
+        )
+        return HTMLResponse(content, headers=headers)
+
+    async def page_model(self) -> dict[str, Any]:
+        """What the page shows, where it takes a key to see it."""
+        return page_model(self._predictor.answering[0], explain=self._explain)
 
     async def health(self) -> dict[str, Any]:
         """Which version answers, what is tried beside it, and what keeps it from following."""
@@ -221,12 +289,12 @@ class _Routes:
             if count == 0:
                 raise RefusedError(422, "inputs must have at least one row, but have none")
             rows = tensors.rows_of(self._schema, asked.inputs)
-            runtime, found, answers = await self._infer(request, rows, version)
+            runtime, found, answered = await self._infer(request, rows, version=version)
         if version is not None and version != str(
             runtime.version
         ):  # another one took over meanwhile
             raise _unknown(model, version, runtime)
-        given = tensors.outputs(self._schema, found, answers)
+        given = tensors.outputs(self._schema, found, answered)
         content, head = tensors.encode(asked, given, runtime.name, runtime.version)
         if head is None:
             return HttpResponse(content, media_type="application/json")
@@ -265,11 +333,6 @@ def _unknown(model: str, version: str | None, runtime: Runtime) -> RefusedError:
     return RefusedError(
         404, f"no model {asked!r} here; served is {runtime.name!r} version {runtime.version}"
     )
-
-
-def _likeliest(found: Answer, count: int) -> Answer:
-    ranked = sorted(found.probabilities.items(), key=lambda item: -item[1])
-    return Answer(label=found.label, probabilities=dict(ranked[:count]))
 
 
 def _body(schema: Schema) -> dict[str, Any]:

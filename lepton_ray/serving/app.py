@@ -13,14 +13,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import BackpressureConfig
+from ray.serve.exceptions import BackPressureError
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
-from lepton_ray.errors import LeptonRayError
+from lepton_ray.errors import InputError, LeptonRayError
 from lepton_ray.serving import api, drift, sweep
 from lepton_ray.serving.batcher import Batcher
+from lepton_ray.serving.explain import deployment as explaining
+from lepton_ray.serving.explain.answers import Explanation
 from lepton_ray.serving.follower import Files, Present, Told, write_files
 from lepton_ray.serving.guard import OVERLOADED_S, log_access, needs_keys
 from lepton_ray.serving.keys import Keyring
@@ -34,6 +37,7 @@ logger = logging.getLogger("ray.serve")
 
 ASK_S = 1.0  # between two looks for a new version
 DRIFT_S = 0.1  # between two looks at inputs: a sample is enough, and costs nothing under load
+EXPLAINED_S = 5.0  # after which a client whose question found no room may come again
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
 ONGOING = 16  # requests in a replica beyond which another is started: batches gather under load
@@ -74,15 +78,18 @@ def application(follower: Any, name: str, config: Serve) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=OVERLOADED_S),
         ray_actor_options={"num_cpus": 1},
         **scale,
-    ).bind(follower, name, config)
+    ).bind(follower, name, config, explaining.application(name) if config.explain else None)
     return bound
 
 
 class Endpoint:
     """One replica; what `api.build` calls a predictor."""
 
-    async def __init__(self, follower: Any, name: str, config: Serve) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, follower: Any, name: str, config: Serve, explaining: Any
+    ) -> None:
         self._follower = follower
+        self._explaining = explaining  # a handle of the deployment, or None
         self._name = name
         self._config = config
         self._id = uuid.uuid4().hex
@@ -92,6 +99,7 @@ class Endpoint:
         self._refused: dict[int, str] = {}
         self._state: dict[str, Any] = {}
         self._looked_s = 0.0  # at inputs
+        self._files: dict[int, Any] = {}  # references to those of the versions that are held
         present = await self._ask(Told({}, "", {}, {}))
         champion = await self._batcher(present, present.version)
         self._versions = Versions(champion)
@@ -108,6 +116,7 @@ class Endpoint:
             counts=self._counts,
             log=log_access,
             echo=False,
+            explain=self._config.explain,
         )
 
     @property
@@ -142,6 +151,24 @@ class Endpoint:
                 self._counts.compared(runtime.version, column, values, strange)
         return runtime, found
 
+    async def explain(
+        self, runtime: Runtime, columns: Columns, method: str | None, target: str | None
+    ) -> list[Explanation]:
+        """Why a version answers each row so; see `api.Predictor`."""
+        files = self._files[runtime.version]
+        try:
+            found: list[Explanation] = await self._explaining.explain.remote(
+                runtime.version, [files], columns, method, target
+            )
+        except BackPressureError:
+            text = "too many explanations are waiting: come again later"
+            raise RefusedError(429, text, retry_after_s=EXPLAINED_S) from None
+        except RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from None
+            raise
+        return found
+
     async def totals(self) -> Snapshot:
         """What all replicas have counted.
 
@@ -166,6 +193,7 @@ class Endpoint:
         return present
 
     async def _batcher(self, present: Present, version: int) -> Batcher:
+        self._files[version] = present.files[version]
         files = await present.files[version]
         runtime = await asyncio.to_thread(_load, files, self._name, version)
         rows, wait_s = await asyncio.to_thread(sweep.plan, runtime, self._config.batch)
@@ -218,6 +246,7 @@ class Endpoint:
         kept = {champion.runtime.version, *named}
         for version in [v for v in self._held if v not in kept]:
             self._held.pop(version).close()
+        self._files = {v: files for v, files in self._files.items() if v in self._held}
         self._refused = {v: text for v, text in self._refused.items() if v in kept}
 
     async def _hold(self, present: Present, version: int) -> None:
@@ -235,7 +264,7 @@ class Endpoint:
             self._refused[version] = f"{text}: {type(error).__name__}"
             return
         theirs = made.runtime.schema
-        if (theirs.classes, _types(theirs)) == (schema.classes, _types(schema)):
+        if _types(theirs) == _types(schema):
             self._held[version] = made
             return
         made.close()
@@ -259,5 +288,7 @@ def _load(files: Files, name: str, version: int) -> Runtime:
 
 
 def _types(schema: Schema) -> list[tuple[Any, ...]]:
-    """What a request's columns must be; ranges and categories may differ between versions."""
-    return [(c.name, c.kind, c.shape, c.longest, c.optional, c.format) for c in schema.columns]
+    """What a request's columns must be, and what is answered; ranges, categories, ids and items may
+    differ between versions."""
+    columns = [(c.name, c.kind, c.shape, c.longest, c.optional, c.format) for c in schema.columns]
+    return [*columns, (schema.task, schema.classes, schema.horizon)]

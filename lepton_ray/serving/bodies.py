@@ -37,6 +37,8 @@ def types_for(schema: Schema) -> tuple[str, ...]:
     """The Content-Types that a model takes."""
     if any(c.kind == "image" for c in schema.columns):
         return (JSON, *IMAGES)
+    if any(c.kind == "series" for c in schema.columns):
+        return (JSON,)  # a row holds lists
     return (JSON, CSV, PARQUET, ARROW)
 
 

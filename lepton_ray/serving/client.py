@@ -80,13 +80,27 @@ class Client:
             RefusedRequestError: for what another try would not change; names the rule.
             UnavailableError: when the endpoint is busy or away for longer than all tries.
         """
-        sent = json.dumps({"rows": self._rows(rows)}, default=_plain)
-        query = {} if top_k is None else {"top_k": top_k}
-        headers = {"content-type": "application/json"}
-        answer: dict[str, Any] = self._ask(
-            lambda: self._http.post("/predict", content=sent, params=query, headers=headers)
-        )
-        return answer
+        return self._post("/predict", rows, {} if top_k is None else {"top_k": top_k})
+
+    def explain(
+        self,
+        rows: Sequence[Mapping[str, Any]] | pd.DataFrame | np.ndarray[Any, Any],
+        *,
+        method: str | None = None,
+        target: str | None = None,
+    ) -> dict[str, Any]:
+        """Why each row is answered so; see docs/explain.md.
+
+        Args:
+            rows: at most 8, as for `predict`.
+            method: default integrated gradients where possible, else Kernel SHAP.
+            target: a class; default the likeliest of each row.
+
+        Raises:
+            RefusedRequestError, UnavailableError: see `predict`.
+        """
+        query = {k: v for k, v in (("method", method), ("target", target)) if v is not None}
+        return self._post("/explain", rows, query)
 
     def health(self) -> dict[str, Any]:
         """``status``, ``model`` and ``version``; ``problem`` when it cannot follow its alias.
@@ -95,6 +109,14 @@ class Client:
             RefusedRequestError, UnavailableError: see `predict`.
         """
         answer: dict[str, Any] = self._ask(lambda: self._http.get("/health"))
+        return answer
+
+    def _post(self, path: str, rows: Any, query: dict[str, Any]) -> dict[str, Any]:
+        sent = json.dumps({"rows": self._rows(rows)}, default=_plain)
+        headers = {"content-type": "application/json"}
+        answer: dict[str, Any] = self._ask(
+            lambda: self._http.post(path, content=sent, params=query, headers=headers)
+        )
         return answer
 
     def _rows(self, rows: Any) -> list[Any]:

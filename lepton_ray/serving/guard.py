@@ -27,7 +27,8 @@ from lepton_ray.serving.refusals import RefusedError, answer, route_path
 
 logger = logging.getLogger("ray.serve")  # into the replica's log, which Serve keeps and rotates
 
-OPEN = ("/v2/health/live", "/v2/health/ready")  # a load balancer has no key
+# A load balancer has no key; nor has a browser, whose page (which says nothing) asks for one.
+OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 OVERLOADED_S = 1.0  # after which a client that was sent away may come again
 GONE = 499  # the client went before its answer; seen in the log only
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

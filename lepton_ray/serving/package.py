@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 from lepton_ray.data.decision import Decision
-from lepton_ray.data.preprocess import Inputs, Preprocess
+from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import RunError
 from lepton_ray.serving import manifest as manifests
@@ -46,12 +47,13 @@ def build(
     *,
     model: nn.Module,
     dataset_schema: Schema,
-    preprocess: Preprocess,
+    preprocess: Fitted,
     decision: Decision = PLAIN,
     experiment_yaml: str,
     sample_x: Inputs,
     max_batch: int,
     provenance: dict[str, Any],
+    beside: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
     """Write a version into ``folder`` (made aside, then renamed) and return its manifest.
 
@@ -59,6 +61,7 @@ def build(
         model: trained; it is copied, and the copy exported.
         sample_x: [n >= 2, ...] real inputs, on which the runtimes are compared.
         max_batch: largest batch size the runtimes are compared at.
+        beside: more files of the version, by name.
 
     Raises:
         RunError: when the runtimes disagree.
@@ -72,6 +75,8 @@ def build(
     (aside / "schema.json").write_text(json.dumps(dataset_schema.to_json(), indent=1))
     (aside / DECISION).write_text(json.dumps(asdict(decision), indent=1))
     (aside / "experiment.yaml").write_text(experiment_yaml)
+    for name, content in (beside or {}).items():
+        (aside / name).write_bytes(content)
     manifest = manifests.write(
         aside,
         {
@@ -94,7 +99,17 @@ def build(
 def rows(schema: Schema, columns: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
     """The first ``n`` samples as a person would send them: plain values, one mapping a row."""
     taken = {c.name: columns[c.name][:n].tolist() for c in schema.columns}
-    return [dict(zip(taken, values, strict=True)) for values in zip(*taken.values(), strict=True)]
+    return [
+        {name: _plain(value) for name, value in zip(taken, values, strict=True)}
+        for values in zip(*taken.values(), strict=True)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: nothing instead of NaN."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def export(model: nn.Module, example: torch.Tensor, folder: Path) -> None:

@@ -15,17 +15,23 @@ import pyarrow.parquet as pq
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import DataError, InputError
 from lepton_ray.serving import blocks
+from lepton_ray.serving.answers import Answer, AnyAnswer
 from lepton_ray.serving.blocks import Block
-from lepton_ray.serving.requests import Answer, Value
 from lepton_ray.serving.runtime import Runtime
 
 FORMATS = (".jsonl", ".csv", ".parquet")
+_TYPES: dict[str, dict[str, pa.DataType]] = {
+    "regression": {"value": pa.float64()},
+    "ranking": {"items": pa.list_(pa.string()), "scores": pa.list_(pa.float64())},
+    "forecast": {"values": pa.list_(pa.float64())},
+}
+"""Columns of answers that are no classes; a list is a cell of JSON in a CSV."""
 
 
 def answer_names(schema: Schema, suffix: str) -> list[str]:
     """What an answer's columns are called."""
-    if not schema.classes:
-        return ["value"]
+    if schema.task in _TYPES:
+        return list(_TYPES[schema.task])
     if suffix == ".jsonl":
         return ["label", "probabilities"]
     return ["label", *(f"probability_{name}" for name in schema.classes)]
@@ -70,7 +76,9 @@ def content(
     ]
     if suffix == ".csv":
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        csv.writer(text, lineterminator="\n").writerows(
+            [json.dumps(cell) if isinstance(cell, list) else cell for cell in row] for row in rows
+        )
         return text.getvalue().encode("utf-8", "replace")
     return _parquet(runtime.schema, rows, kept, keep)
 
@@ -104,7 +112,7 @@ def join(
 
 def _answered(
     runtime: Runtime, block: Block, keep: Sequence[str]
-) -> Iterator[tuple[dict[str, Any], Answer | Value]]:
+) -> Iterator[tuple[dict[str, Any], AnyAnswer]]:
     first = block.first
     for rows, kept in blocks.read(block, runtime.schema, keep):
         with blocks.numbered(first):
@@ -113,9 +121,9 @@ def _answered(
         first += len(rows)
 
 
-def _cells(answer: Answer | Value) -> tuple[Any, ...]:
-    if isinstance(answer, Value):
-        return (answer.value,)
+def _cells(answer: AnyAnswer) -> tuple[Any, ...]:
+    if not isinstance(answer, Answer):
+        return tuple(answer.model_dump().values())
     return (answer.label, *answer.probabilities.values())
 
 
@@ -123,8 +131,9 @@ def _parquet(
     schema: Schema, rows: list[tuple[Any, ...]], kept: pa.Schema | None, keep: Sequence[str]
 ) -> bytes:
     names = answer_names(schema, ".parquet")
-    numbers = pa.float32() if schema.classes else pa.float64()
-    types = [pa.string() if name == "label" else numbers for name in names]
+    types = list(_TYPES.get(schema.task, {}).values()) or [
+        pa.string() if name == "label" else pa.float32() for name in names
+    ]
     given = [kept.field(name).type for name in keep] if kept else [None] * len(keep)
     columns = list(zip(*rows, strict=True)) or [()] * len([*given, *types])
     try:

@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from lepton_ray.serving.requests import Answer, Value
+from lepton_ray.serving.answers import Answer, AnyAnswer
 from lepton_ray.serving.runtime import Runtime
 
 
@@ -30,9 +30,9 @@ class VersionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-define
         return pd.DataFrame([_flat(answer) for answer in self._runtime.predict(rows)])
 
 
-def _flat(answer: Answer | Value) -> dict[str, Any]:
-    if isinstance(answer, Value):
-        return {"value": answer.value}
+def _flat(answer: AnyAnswer) -> dict[str, Any]:
+    if not isinstance(answer, Answer):
+        return answer.model_dump()
     return {
         "label": answer.label,
         **{f"probability_{c}": p for c, p in answer.probabilities.items()},

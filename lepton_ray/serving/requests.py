@@ -4,51 +4,23 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from lepton_ray.data import dates, words
+from lepton_ray.data.interactions.source import id_text
 from lepton_ray.data.schema import Column, Schema
+from lepton_ray.data.series import clock
 from lepton_ray.errors import InputError
 
 Columns = dict[str, npt.NDArray[np.generic]]
 SHOWN = 80  # characters of a wrong value that an error repeats
 MAX_PROBLEMS = 100  # told at once; a body of millions must not make as many
 MAX_CATEGORY = 1000  # characters of a category never seen: NumPy gives every row the longest's room
-
-
-class Answer(BaseModel):
-    """The prediction for one row."""
-
-    label: str
-    probabilities: dict[str, float]
-
-
-class Value(BaseModel):
-    """The prediction for one row of a regression."""
-
-    value: float
-
-
-class Response(BaseModel):
-    """What ``POST /predict`` answers."""
-
-    model_config = ConfigDict(protected_namespaces=())
-
-    model: str
-    version: int
-    predictions: list[Answer]
-
-
-class ValueResponse(Response):
-    """What ``POST /predict`` answers for a regression."""
-
-    predictions: list[Value]  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -101,11 +73,14 @@ def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
     if problems:
         raise RowsError(problems[:MAX_PROBLEMS])
     # In an array of str every text would take the room of the longest.
-    kinds = {c.name: np.object_ if c.kind == "text" else None for c in schema.columns}
+    objects = ("text", "id", "time")
+    kinds = {c.name: np.object_ if c.kind in objects else None for c in schema.columns}
     return {name: np.array(column, kinds[name]) for name, column in values.items()}
 
 
 def _value(column: Column, row: Mapping[str, Any], position: int, problems: list[Problem]) -> Any:
+    if column.lookup and _is_missing(row.get(column.name)):
+        return None
     if column.name not in row:
         problems.append(Problem(position, column.name, "this field is required", "none"))
         return None
@@ -120,6 +95,8 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
     if rule:
         problems.append(Problem(position, column.name, rule, _shown(row[column.name])))
         return None
+    if column.kind in _PLAIN:
+        return _PLAIN[column.kind](value)
     if column.kind != "image" and _is_missing(value):
         return math.nan if column.kind == "number" else ""
     return value
@@ -195,11 +172,63 @@ def _text_problem(column: Column, value: Any) -> str:
     return words.problem(value, column.longest)
 
 
+def _id_problem(column: Column, value: Any) -> str:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole and not isinstance(value, str):
+        return "must be an id: a text or a whole number"
+    if isinstance(value, str) and len(value) > MAX_CATEGORY:
+        return f"must be an id of at most {MAX_CATEGORY} characters"
+    if column.closed and id_text(value) not in column.categories:
+        some = ", ".join(column.categories[:5]) + (", ..." if len(column.categories) > 5 else "")
+        return f"must be one that the model was trained on ({some})"
+    return ""
+
+
+def _time_problem(column: Column, value: Any) -> str:
+    try:
+        clock.parse(value)
+    except (ValueError, TypeError, OverflowError):
+        return "must be a time, such as 2024-01-31T13:00"
+    return ""
+
+
+def _series_problem(column: Column, value: Any) -> str:
+    (length,) = column.shape
+    may = " or null" if column.optional else ""
+    rule = f"must be a list of {length} numbers{may}, the latest last"
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return rule
+    if len(value) != length:
+        return f"{rule} (this has {len(value)})"
+    gaps = 0
+    for one in value:
+        if one is None or (isinstance(one, float) and math.isnan(one)):
+            gaps += 1
+        elif isinstance(one, bool) or _number_problem(column, one):
+            return f"{rule} ({_shown(one)} is none)"
+    if gaps and not column.optional:
+        return f"{rule} (this has {gaps} gaps)"
+    return "must have at least one number" if gaps == length else ""
+
+
+_PLAIN: dict[str, Callable[[Any], Any]] = {
+    "id": id_text,
+    "time": lambda value: str(clock.parse(value)),
+    "series": lambda value: np.array(value, np.float64),
+}
+"""From a checked value to what preprocessing takes; of other kinds the value itself."""
+
+
 _CHECKS = {
     "number": _number_problem,
     "category": _category_problem,
     "date": _date_problem,
     "text": _text_problem,
+    "id": _id_problem,
+    "time": _time_problem,
+    "series": _series_problem,
 }
 
 
@@ -233,6 +262,19 @@ def row_schema(schema: Schema) -> dict[str, Any]:
             properties[column.name] = {"type": kind, "description": f"a date: {form}"}
         elif column.kind == "text":
             properties[column.name] = {"type": "string", "maxLength": column.longest}
+        elif column.kind == "id":
+            some = ", ".join(column.categories[:5])
+            others = "no others" if column.closed else "others are taken for unknown ones"
+            said = f"such as {some}; {others}"
+            properties[column.name] = {"type": ["string", "integer"], "description": said}
+        elif column.kind == "time":
+            said = "of the last value, such as 2024-01-31T13:00; with an offset, taken in UTC"
+            properties[column.name] = {"type": "string", "description": said}
+        elif column.kind == "series":
+            (length,) = column.shape
+            one = {"type": ["number", "null"] if column.optional else "number"}
+            many = {"type": "array", "items": one, "minItems": length, "maxItems": length}
+            properties[column.name] = {**many, "description": "one a step, the latest last"}
         else:
             some = ", ".join(column.categories[:20])
             properties[column.name] = {
@@ -242,6 +284,6 @@ def row_schema(schema: Schema) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": [c.name for c in schema.columns if not c.lookup],
         "additionalProperties": False,
     }

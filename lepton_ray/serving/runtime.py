@@ -5,6 +5,7 @@ Usable without Ray and without torch: ``load_model("digits@champion").predict(ro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from lepton_ray.data import fitted
 from lepton_ray.data.decision import Decision
-from lepton_ray.data.preprocess import Inputs, Preprocess
+from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
-from lepton_ray.serving.requests import Answer, Problem, RowsError, Value, columns_of
+from lepton_ray.serving.answers import form_of
+from lepton_ray.serving.requests import Problem, RowsError, columns_of
 
 Floats = npt.NDArray[np.floating]
 
 DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+EXAMPLES = "examples.json"
 DECISION = "decision.json"
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
@@ -34,17 +39,19 @@ class Runtime:
         decision: how its outputs become probabilities and a class.
         manifest: where it came from.
         name, version: in the registry; "" and 0 for a folder that is not registered.
+        examples: test samples that it carries, each with ``row`` and true ``answer``.
     """
 
     def __init__(
         self,
         session: onnxruntime.InferenceSession,
-        preprocess: Preprocess,
+        preprocess: Fitted,
         schema: Schema,
         decision: Decision,
         manifest: dict[str, Any],
         name: str,
         version: int,
+        examples: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._session = session
         self._preprocess = preprocess
@@ -53,6 +60,7 @@ class Runtime:
         self.manifest = manifest
         self.name = name
         self.version = version
+        self.examples = examples
 
     @staticmethod
     def load(folder: Path, *, name: str = "", version: int = 0) -> Runtime:
@@ -61,26 +69,28 @@ class Runtime:
         Raises:
             ModelError: for a newer format or changed files.
         """
-        import json
-
         manifest = manifests.verify(folder)
         schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
-        decided = folder / DECISION  # versions of format 1 have none
-        decision = Decision(**json.loads(decided.read_text())) if decided.exists() else Decision()
         session = open_session(folder / "model.onnx")
-        fitted = Preprocess.load(folder)
-        return Runtime(session, fitted, schema, decision, manifest, name, version)
+        listed = folder / EXAMPLES
+        examples = json.loads(listed.read_text()) if listed.exists() else ()
+        preprocess = fitted.load(folder)
+        decision = read_decision(folder)
+        return Runtime(session, preprocess, schema, decision, manifest, name, version, examples)
 
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Answer] | list[Value]:
-        """An answer for each row.
+    def predict(self, rows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> list[Any]:
+        """An answer for each row, see `answers.form_of`.
+
+        Args:
+            top_k: only so many of the likeliest classes, or so many items of a ranking.
 
         Raises:
             RowsError: when rows do not fit the columns, or have no finite answer.
         """
-        return self.answers(self.predict_columns(columns_of(self.schema, rows)))
+        return self.answers(self.predict_columns(columns_of(self.schema, rows)), top_k)
 
     def predict_columns(self, columns: Mapping[str, Any]) -> Floats:
-        """[n, classes] Probabilities, or [n, 1] values.
+        """[n, outputs] Probabilities of classes, scores of items, or values.
 
         Args:
             columns: column name -> values [n, ...], already checked.
@@ -105,10 +115,11 @@ class Runtime:
         outputs[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = np.nan
         if self.schema.classes:
             return self.decision.probabilities(outputs)
-        return self._preprocess.target_values(outputs)
+        return self._preprocess.restore(outputs, x)
 
     def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
-        """For how many rows two answers are alike: the same label, or values that are near.
+        """For how many rows two answers are alike: the same label or best item, or values that
+        are near.
 
         Args:
             tolerance: in deviations of the training targets.
@@ -116,27 +127,32 @@ class Runtime:
         if self.schema.classes:
             same = self.decision.chosen(one) == self.decision.chosen(other)
             return int(same.sum())
+        if self.schema.task == "ranking":
+            return int((one.argmax(1) == other.argmax(1)).sum())
         near = tolerance * self._preprocess.target_deviation
         return int((np.abs(one - other) <= near).all(axis=1).sum())
 
-    def answers(self, found: Floats) -> list[Answer] | list[Value]:
+    def answers(self, found: Floats, top_k: int | None = None) -> list[Any]:
         """What `predict_columns` gave, in the form that goes over HTTP.
 
         Raises:
             RowsError: for rows whose numbers are so large that the answer is none.
         """
-        finite = np.isfinite(found).all(axis=1)
+        # Minus infinity is the score of an item that is not to be answered.
+        finite = ~(np.isnan(found) | np.isposinf(found)).any(axis=1)
+        if self.schema.task != "ranking":
+            finite &= np.isfinite(found).all(axis=1)
         if not finite.all():
             rule = "the model has no finite answer to numbers as large as in this row"
             shown = "nan"
             raise RowsError([Problem(int(i), "", rule, shown) for i in np.flatnonzero(~finite)])
-        classes = self.schema.classes
-        if not classes:
-            return [Value(value=value) for (value,) in found.tolist()]
-        return [
-            Answer(label=classes[best], probabilities=dict(zip(classes, row, strict=True)))
-            for best, row in zip(self.decision.chosen(found).tolist(), found.tolist(), strict=True)
-        ]
+        return form_of(self.schema).answers(found, self.decision, top_k)
+
+
+def read_decision(folder: Path) -> Decision:
+    """Of a version; versions of format 1 have none."""
+    path = folder / DECISION
+    return Decision(**json.loads(path.read_text())) if path.exists() else Decision()
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType
 from mlflow.types import Schema as MlflowSchema
@@ -11,17 +13,26 @@ from lepton_ray.data.schema import Column, Schema
 
 
 def signature(schema: Schema) -> ModelSignature:
-    """Numbers are doubles, an image nested arrays of doubles, all others strings."""
-    inputs = MlflowSchema([ColSpec(_type(c), c.name) for c in schema.columns])
-    if not schema.classes:
-        return ModelSignature(inputs, MlflowSchema([ColSpec(DataType.double, "value")]))
+    """Numbers are doubles, an image or values over time nested arrays of doubles, all others
+    strings."""
+    inputs = MlflowSchema(
+        [ColSpec(_type(c), c.name, required=not c.lookup) for c in schema.columns]
+    )
+    numbers = Array(DataType.double)
+    listed: dict[str, list[Any]] = {
+        "regression": [ColSpec(DataType.double, "value")],
+        "ranking": [ColSpec(Array(DataType.string), "items"), ColSpec(numbers, "scores")],
+        "forecast": [ColSpec(numbers, "values")],
+    }
+    if schema.task in listed:
+        return ModelSignature(inputs, MlflowSchema(listed[schema.task]))
     probabilities = [ColSpec(DataType.double, f"probability_{c}") for c in schema.classes]
     outputs = MlflowSchema([ColSpec(DataType.string, "label"), *probabilities])
     return ModelSignature(inputs=inputs, outputs=outputs)
 
 
 def _type(column: Column) -> DataType | Array:
-    if column.kind == "image":
+    if column.kind in ("image", "series"):
         nested: DataType | Array = DataType.double
         for _ in column.shape:
             nested = Array(nested)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.data.schema import Column, Schema
+from lepton_ray.serving.answers import form_of
 from lepton_ray.serving.refusals import RefusedError
-from lepton_ray.serving.requests import Answer, Value
 
 Array = npt.NDArray[Any]
 
@@ -60,19 +60,15 @@ def inputs_of(schema: Schema) -> list[dict[str, Any]]:
 
 
 def outputs_of(schema: Schema) -> list[dict[str, Any]]:
-    """The tensors it answers with. A parameter is a string, a number or a boolean in this protocol,
-    so the classes, in the order of their probabilities, are a string of JSON.
-    """
-    if not schema.classes:
-        return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
+    """The tensors it answers with."""
     return [
-        {"name": "label", "datatype": "BYTES", "shape": [-1]},
         {
-            "name": "probabilities",
-            "datatype": "FP32",
-            "shape": [-1, len(schema.classes)],
-            "parameters": {"classes": json.dumps(schema.classes)},
-        },
+            "name": output.name,
+            "datatype": output.datatype,
+            "shape": [-1, *output.shape],
+            **({"parameters": output.parameters} if output.parameters else {}),
+        }
+        for output in form_of(schema).outputs
     ]
 
 
@@ -136,21 +132,16 @@ def rows_of(schema: Schema, inputs: tuple[Tensor, ...]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def outputs(
-    schema: Schema, found: Array, answers: list[Answer] | list[Value]
-) -> tuple[Tensor, ...]:
+def outputs(schema: Schema, found: Array, answers: list[Any]) -> tuple[Tensor, ...]:
     """The tensors of an answer.
 
     Args:
-        found: [n, classes] probabilities or [n, 1] values.
+        found: [n, outputs], as `Runtime.predict_columns` gives it.
         answers: the same as `Runtime.answers` gives them.
     """
-    if not schema.classes:
-        return (Tensor("value", "FP64", found[:, 0].astype(np.float64)),)
-    labels = np.array([a.label for a in answers if isinstance(a, Answer)], object)
-    return (
-        Tensor("label", "BYTES", labels),
-        Tensor("probabilities", "FP32", found.astype(np.float32)),
+    return tuple(
+        Tensor(output.name, output.datatype, output.values(found, answers))
+        for output in form_of(schema).outputs
     )
 
 
@@ -191,7 +182,7 @@ def encode(
 def _datatype(column: Column) -> str:
     if column.kind == "image":
         return "FP32"
-    return "FP64" if column.kind == "number" else "BYTES"
+    return "FP64" if column.kind in ("number", "series") else "BYTES"
 
 
 def _tensor(value: Any, where: str, body: bytes, at: int) -> tuple[Tensor, int]:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.data.dataset import Dataset
+from lepton_ray.data.interactions.fit import InteractionFit
+from lepton_ray.training import forecasts, rankings, ratings
 from lepton_ray.training.tasks import Answers, task_of
 
 Matrix = Any  # of NumPy, or sparse of SciPy
@@ -23,12 +25,21 @@ TEXT_STRENGTHS = (10.0, 100.0)  # TF-IDF rows have length 1
 
 
 def measure(dataset: Dataset, seed: int) -> dict[str, dict[str, float]]:
-    """Test metrics of ``baseline`` (trivial), ``linear`` and, for a table, ``boosting``."""
+    """Test metrics of ``baseline`` (trivial), ``linear`` and, for a table or series, ``boosting``.
+
+    What these are for interactions and series, `ratings`, `rankings` and `forecasts` say.
+    """
+    if dataset.schema.task == "ranking":
+        return rankings.baselines(dataset)
+    if dataset.schema.task == "forecast":
+        return forecasts.baselines(dataset, seed)
+    if isinstance(dataset.preprocess, InteractionFit):
+        return ratings.baselines(dataset)
     found = {"baseline": trivial(dataset), "linear": linear(dataset, seed)}
-    if dataset.preprocess.features:
+    if "columns" in dataset.preprocess.facts:
         found["boosting"] = boosting(dataset, seed)
     task = task_of(dataset)
-    return {name: task.measure(answers, dataset.test.y) for name, answers in found.items()}
+    return {name: task.measure(answers, dataset.test) for name, answers in found.items()}
 
 
 def trivial(dataset: Dataset) -> Answers:
@@ -50,7 +61,7 @@ def linear(dataset: Dataset, seed: int) -> Answers:
 
     rows = np.random.default_rng(seed).permutation(len(dataset.train))[:MAX_ROWS]
     y = dataset.train.y[rows]
-    strengths = TEXT_STRENGTHS if dataset.preprocess.tokenizer else STRENGTHS
+    strengths = TEXT_STRENGTHS if "vocabulary" in dataset.preprocess.facts else STRENGTHS
     best, best_score, best_x = None, -np.inf, None
     for train, validation, test in _features(dataset, rows):
         for strength in strengths:
@@ -85,7 +96,7 @@ def _features(
 ) -> Iterator[tuple[Matrix, Matrix, Matrix]]:
     """[n, features] Of these training rows, the validation and the test split, to choose from."""
     parts = (dataset.train.x[rows], dataset.validation.x, dataset.test.x)
-    if dataset.preprocess.tokenizer is None:
+    if "vocabulary" not in dataset.preprocess.facts:
         train, validation, test = (x.reshape(len(x), -1) for x in parts)
         yield train, validation, test
         return

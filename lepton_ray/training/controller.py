@@ -46,7 +46,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from lepton_ray.training import elasticity
-from lepton_ray.training.crew import Crew
+from lepton_ray.training.crew import Crew, ReplicaError
 from lepton_ray.training.elasticity import Failure, NodeView
 from lepton_ray.training.membership.coordinator import Coordinator
 
@@ -204,22 +204,6 @@ class Failures(FailurePolicy):
         self._earlier.append(failure)
         self._controller.tell(kind="failure", reason=verdict.reason, retry=verdict.retry)
         return FailureDecision.RETRY if verdict.retry else FailureDecision.RAISE
-
-
-class ReplicaError(Exception):
-    """What a replica's training function raised, in a form that crosses processes.
-
-    Attributes:
-        connection: it lost its peers; the cause is elsewhere.
-        fatal: one of this package's own errors.
-    """
-
-    def __init__(self, step: int, text: str, connection: bool, fatal: bool) -> None:
-        super().__init__(step, text, connection, fatal)
-        self.step, self.text, self.connection, self.fatal = step, text, connection, fatal
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def _failure(error: WorkerGroupError, last_step: int) -> Failure:

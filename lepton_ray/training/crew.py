@@ -17,6 +17,22 @@ from lepton_ray.training.membership.coordinator import Coordinator
 from lepton_ray.training.membership.generations import Standing
 
 
+class ReplicaError(Exception):
+    """What a replica's training function raised, in a form that crosses processes.
+
+    Attributes:
+        connection: it lost its peers; the cause is elsewhere.
+        fatal: one of this package's own errors.
+    """
+
+    def __init__(self, step: int, text: str, connection: bool, fatal: bool) -> None:
+        super().__init__(step, text, connection, fatal)
+        self.step, self.text, self.connection, self.fatal = step, text, connection, fatal
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Actor:
     """Runs one live replica."""
 
@@ -32,7 +48,7 @@ class Crew:
         each: resources of one.
         labels: which nodes they run on, and Ray Train's group does not; none for all nodes.
         work: what one runs, with its name as ``config["live"]``.
-        tell: gets an event for one that ends with an exception; it is not started again.
+        tell: gets an event for one that ends with an exception.
     """
 
     def __init__(
@@ -52,14 +68,13 @@ class Crew:
         self._config = config
         self._coordinator = coordinator
         self._tell = tell
+        self._raised: set[str] = set()
         self._actors: dict[str, Any] = {}
         self._runs: dict[Any, str] = {}
 
     def keep(self, nodes: Sequence[NodeView]) -> None:
         """Start those that are missing, ask those on draining nodes to leave."""
-        for node in nodes:
-            if node.draining:
-                self._coordinator.ask_to_leave(node.id)
+        self._pass_on_drains(nodes)
         if self._runs:
             ended, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
             for run in ended:
@@ -77,6 +92,11 @@ class Crew:
             self._actors[name] = actor
             self._runs[actor.run.remote(self._work, {**self._config, "live": name})] = name
 
+    def _pass_on_drains(self, nodes: Sequence[NodeView]) -> None:
+        for node in nodes:
+            if node.draining:
+                self._coordinator.ask_to_leave(node.id)
+
     def staying(self, nodes: Sequence[NodeView]) -> int:
         """How many train on nodes that are not draining."""
         stay = {node.id for node in nodes if not node.draining}
@@ -89,6 +109,7 @@ class Crew:
         Those that have not come yet go, because they would take it first; of those that train, as
         many as are in the way, but not the last one: it holds the state, until all is done.
         """
+        self._pass_on_drains(nodes)
         if self.labels:
             return  # they are on other nodes
         training = {s.id.partition("@")[0]: s for s in self._coordinator.connected()}
@@ -112,15 +133,21 @@ class Crew:
         self._free_names.append(name)
 
     def _ended(self, run: Any) -> None:
-        """One that left comes again; one that raised would raise again, and does not."""
+        """One that left comes again, one that raised once more: a fault of the machine need not
+        come back, one of the code does. What this package raises on purpose would be raised again.
+        """
         name = self._runs[run]
         self._end(name)
         try:
             ray.get(run)
         except Exception as error:
-            self._free_names.remove(name)
             cause = getattr(error, "cause", error)
             last = (str(cause).strip() or repr(cause)).splitlines()[-1]
+            if name in self._raised or (isinstance(cause, ReplicaError) and cause.fatal):
+                self._free_names.remove(name)
+            else:
+                last += " (it is tried once more)"
+            self._raised.add(name)
             self._tell(kind="replica_failed", reason=f"{name}: {last}")
 
 

@@ -1,4 +1,4 @@
-"""What exact training cannot take, and where it broke: named, with the way out."""
+"""What training cannot take, and where it broke: named, with the way out."""
 
 from __future__ import annotations
 
@@ -34,16 +34,31 @@ def refuse_inexact(model: torch.nn.Module) -> None:
         raise ExperimentError("experiment", problems)
 
 
-def name_operation(error: RuntimeError, source: str) -> None:
-    """Tell an operation that has no deterministic kernel from other failures of a step.
+COMPILED_WITH = {
+    "No working C++ compiler found": "a C++ compiler (Debian: apt-get install g++; or name it in "
+    "the variable CXX)",
+    "Python.h: No such file": "Python's header files (Debian: apt-get install python3-dev)",
+}
+"""What torch.compile says where something is missing on the machine, and what that is."""
+
+
+def name_cause(error: RuntimeError, source: str) -> None:
+    """Tell what a person can change from other failures of a step: an operation that has no
+    deterministic kernel, or what torch.compile misses.
 
     Raises:
         ExperimentError: naming it, and the way out.
     """
-    if "does not have a deterministic implementation" in str(error):
-        operation = str(error).splitlines()[0]
+    said = str(error)
+    if "does not have a deterministic implementation" in said:
+        operation = said.splitlines()[0]
         problem = f"model: {operation}; replace the operation, or set train.exact: false"
         raise ExperimentError(source, [problem]) from error
+    for words, missing in COMPILED_WITH.items():
+        if words in said:
+            problem = f"train.compile: torch.compile needs {missing}, which is not here: install "
+            problem += "it on every machine that trains, or set train.compile: false"
+            raise ExperimentError(source, [problem]) from error
 
 
 def first_difference(

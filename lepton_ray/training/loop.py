@@ -35,7 +35,7 @@ from lepton_ray.training.membership import (
     OutvotedError,
     delivery,
 )
-from lepton_ray.training.metrics import DIRECTIONS
+from lepton_ray.training.metrics import direction
 from lepton_ray.training.optimization import build_optimizer
 from lepton_ray.training.profiler import Profiler
 from lepton_ray.training.saving import Saver
@@ -269,7 +269,7 @@ class Replica:
         try:
             self._step.run(wish=self._membership.change_wished())
         except RuntimeError as error:
-            exactness.name_operation(error, self.experiment.name)
+            exactness.name_cause(error, self.experiment.name)
             raise
         own_s = time.monotonic() - began - (self.peers.waited_s - waited)
         self._membership.note_pace(own_s / self._step.hosted)
@@ -328,7 +328,7 @@ class Replica:
             device=self.device,
             peers=self.peers,
         )
-        measured = self._task.measure(self._task.answers(outputs), validation.y)
+        measured = self._task.measure(self._task.answers(outputs, validation), validation)
         return {"train_loss": float(self.state.loss)} | {f"val_{n}": v for n, v in measured.items()}
 
     def _keep_best(self, metrics: dict[str, float]) -> None:
@@ -339,7 +339,7 @@ class Replica:
             raise TrainingError(
                 f"train.early_stop.metric is {stop.metric!r}, reported are {', '.join(metrics)}"
             )
-        sign = 1 if DIRECTIONS[stop.metric.split("_", 1)[1]] == "min" else -1
+        sign = 1 if direction(stop.metric.split("_", 1)[1]) == "min" else -1
         values = [sign * m[stop.metric] for m in self.state.history]
         if values[-1] < min(values[:-1], default=math.inf):
             self.state.keep_best(len(values) - 1)
@@ -393,7 +393,7 @@ class Replica:
             batch=train.batch,
             samples=len(samples),
         )
-        x, y = samples.x[rows], samples.y[rows]
+        x, y = samples.batch(rows, key(train.seed, "draw", step, shard))
         if train.augment is not None:
             x = augment(x, draws(train.seed, epoch, len(samples))[rows], train.augment)
         return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,21 @@ DIRECTIONS = {
     "mae": "min",
     "rmse": "min",
     "r2": "max",
+    "smape": "min",
+    "mase": "min",
+    "recall": "max",
+    "ndcg": "max",
 }
 """Every metric of a split, and whether less or more of it is better."""
 
+AHEAD = re.compile(r"_h[0-9]+$")  # behind a metric of one step ahead
 SMALLEST = 1e-7  # a class given probability 0 would make the loss infinite
+
+
+def direction(name: str) -> str:
+    """``max`` where more of a metric is better, ``min`` where less is; also of ``mae_h3``, the
+    error three steps ahead."""
+    return DIRECTIONS[AHEAD.sub("", name)]
 
 
 def classification(

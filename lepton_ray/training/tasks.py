@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lepton_ray.data.dataset import Dataset
+from lepton_ray.data.dataset import Dataset, Samples
+from lepton_ray.data.interactions.fit import InteractionFit
+from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.errors import ExperimentError, nearest
-from lepton_ray.training import metrics
+from lepton_ray.training import forecasts, metrics, rankings
 
 Answers = npt.NDArray[np.floating]
-"""[n, classes] probabilities, or [n, 1] values in the target's own unit."""
+"""[n, classes] probabilities, [n, items] scores, or [n, steps] values in the target's own unit."""
 
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
@@ -25,45 +27,60 @@ ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 @dataclass(frozen=True)
 class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
-    """(outputs [n, outputs], y [n]) -> mean loss of the samples"""
-    answers: Callable[[Tensor], Answers]
-    """outputs [n, outputs] -> answers"""
-    measure: Callable[[Answers, npt.NDArray[Any]], dict[str, float]]
-    """(answers, y [n]) -> metrics by name; `metrics.DIRECTIONS` says which way is better"""
+    """(outputs [n, outputs], y [n, ...] of a batch) -> mean loss of the samples"""
+    answers: Callable[[Tensor, Samples], Answers]
+    """(outputs [n, outputs], what they are for) -> answers"""
+    measure: Callable[[Answers, Samples], dict[str, float]]
+    """(answers, samples) -> metrics by name; `metrics.direction` says which way is better"""
 
 
 def task_of(dataset: Dataset, class_weights: ClassWeights = None) -> Task:
-    """Classification where there are classes, else regression.
+    """What the schema says is answered.
 
     Raises:
         ExperimentError: for weights of classes that are none.
     """
-    if dataset.schema.classes:
+    schema = dataset.schema
+    if schema.classes:
         cost: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
         if class_weights is not None:
             cost = _weighted(_weights(dataset, class_weights))
-        return Task(cost, _probabilities, metrics.classification)
+        return Task(
+            cost,
+            lambda outputs, samples: _probabilities(outputs),
+            lambda answers, samples: metrics.classification(answers, samples.y),
+        )
     if class_weights is not None:
         raise ExperimentError(
-            "experiment", ["train.class_weights: a number to predict has no classes: leave it out"]
+            "experiment", [f"train.class_weights: {schema.answer} has no classes: leave it out"]
         )
+    if schema.task == "ranking":
+        return Task(
+            functional.cross_entropy,
+            lambda outputs, samples: outputs.cpu().numpy(),
+            lambda scores, samples: rankings.measure(scores, samples.y, schema.top_k),
+        )
+    if schema.task == "forecast":
+        return Task(forecasts.loss, forecasts.answers, forecasts.measure)
     fitted = dataset.preprocess
+    assert isinstance(fitted, Preprocess | InteractionFit)
+
+    log = fitted if isinstance(fitted, Preprocess) and fitted.target_log else None
 
     def loss(outputs: Tensor, y: Tensor) -> Tensor:
-        if fitted.target_log:
+        if log is not None:
             y = y.sign() * y.abs().log1p()
         scaled = (y - fitted.target_mean) / fitted.target_deviation
         return functional.mse_loss(outputs[:, 0], scaled.float())
 
-    def answers(outputs: Tensor) -> Answers:
-        return fitted.target_values(outputs.cpu().numpy())
+    def answers(outputs: Tensor, samples: Samples) -> Answers:
+        return fitted.restore(outputs.cpu().numpy(), samples.x)
 
-    def measure(values: Answers, y: npt.NDArray[Any]) -> dict[str, float]:
-        found = metrics.regression(
-            values[:, 0], y.astype(np.float64), dataset.preprocess.target_deviation
-        )
-        if fitted.target_log:  # as what is learned, not as what it stands for
-            error = fitted.scaled_target(values[:, 0]) - fitted.scaled_target(y)
+    def measure(values: Answers, samples: Samples) -> dict[str, float]:
+        y = samples.y.astype(np.float64)
+        found = metrics.regression(values[:, 0], y, fitted.target_deviation)
+        if log is not None:  # as what is learned, not as what it stands for
+            error = log.scaled_target(values[:, 0]) - log.scaled_target(y)
             found["loss"] = float((error**2).mean())
         return found
 

@@ -28,11 +28,11 @@ from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.controller import (
     Backend,
     LiveReplicas,
-    ReplicaError,
     Trainer,
     pause_requested,
     replica_error,
 )
+from lepton_ray.training.crew import ReplicaError
 from lepton_ray.training.elasticity import SPOT
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.membership import (
@@ -205,7 +205,9 @@ def _work(config: dict[str, Any]) -> dict[str, Any] | None:
             replica.state.step if replica is not None else 0,
             text,
             isinstance(error, LostPeerError | DoubtError),
-            isinstance(error, LeptonRayError) and not isinstance(error, OutvotedError),
+            # A worker that was outvoted is replaced; a live replica may stand on the same machine.
+            isinstance(error, LeptonRayError)
+            and (rank is None or not isinstance(error, OutvotedError)),
         ) from None
     if rank != 0:
         return None

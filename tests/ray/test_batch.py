@@ -35,7 +35,9 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         }
     )
     dataset = data.load(experiment.data)
-    model = models.build(experiment.model, dataset.preprocess.input_shape, 2)
+    model = models.build(
+        experiment.model, dataset.preprocess.input_shape, 2, dataset.preprocess.facts
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
         register(experiment, dataset, model, root)

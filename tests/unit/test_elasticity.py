@@ -106,7 +106,7 @@ def test_own_errors_are_final() -> None:
 
 
 def test_a_replica_error_crosses_processes() -> None:
-    from lepton_ray.training.controller import ReplicaError
+    from lepton_ray.training.crew import ReplicaError
 
     error = pickle.loads(pickle.dumps(ReplicaError(3, "text", True, False)))
     assert (error.step, str(error), error.connection, error.fatal) == (3, "text", True, False)

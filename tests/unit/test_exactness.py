@@ -85,6 +85,16 @@ def test_settings_keep_the_bytes(settings: dict) -> None:
     assert train(changed, [Generation(1)]) == train(changed, [Generation(3)])
 
 
+def test_a_compiled_model_keeps_the_bytes() -> None:
+    changed = experiment("mlp", "sgd", compile=True)
+    alone = Replica(changed, data.load(changed.data))  # here, where no deadline ends the compiler
+    for _ in alone.epochs():
+        pass
+    two = train(changed, [Generation(2)])  # which finds on the disk what was compiled
+    assert (two.digest, two.history) == (alone.state.digest, alone.state.history)
+    assert two.digest != undisturbed("mlp", "sgd").digest, "nothing was compiled"
+
+
 def test_augmented_images_keep_the_bytes() -> None:
     changed = experiment("resnet", "sgd", augment={"flip": True, "shift": 1, "erase": 2})
     generations = [Generation(3, Kill(1, 9, "backward")), Generation(2)]

@@ -12,16 +12,18 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
-from lepton_ray import cli
+from lepton_ray import cli, data
 from lepton_ray.config import load, loads, render
-from lepton_ray.config.schema import Train
+from lepton_ray.config.schema import TableData, Train
 from lepton_ray.errors import DataError, InputError
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import guess
-from lepton_ray.pipeline.guess import Guess
+from lepton_ray.pipeline.guesses import Guess
 from lepton_ray.pipeline.init import init
 from tests import apps
+
+TABLE = {"kind": "table", "model": "table_resnet"}
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +108,15 @@ def idx(home: Path) -> str:
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (cancer, {"kind": "table", "target": "diagnosis", "model": "mlp", "metric": "accuracy"}),
+        (
+            cancer,
+            {"kind": "table", "target": "diagnosis", "model": "table_resnet", "metric": "accuracy"},
+        ),
         (reviews, {"kind": "text", "target": "mood", "model": "text_bag", "metric": "accuracy"}),
-        (diabetes, {"kind": "table", "target": "progression", "model": "mlp", "metric": "mae"}),
+        (
+            diabetes,
+            {"kind": "table", "target": "progression", "model": "table_resnet", "metric": "mae"},
+        ),
         (photos, {"kind": "image", "model": "cnn", "metric": "accuracy"}),
         (arrays, {"kind": "image", "model": "cnn", "metric": "accuracy"}),
         (idx, {"kind": "image", "model": "cnn", "metric": "accuracy"}),
@@ -146,9 +154,9 @@ def test_the_given_splits_are_kept(home: Path) -> None:
 
 
 def test_pictures_are_taken_at_the_size_that_is_written(home: Path) -> None:
-    data = load(written(photos(home))["file"]).data
-    assert data.kind == "image"
-    assert (data.preprocess.size, data.preprocess.color) == ((64, 43), "rgb")
+    read = load(written(photos(home))["file"]).data
+    assert read.kind == "image"
+    assert (read.preprocess.size, read.preprocess.color) == ((64, 43), "rgb")
 
 
 # --- the rules -----------------------------------------------------------------------------------
@@ -289,7 +297,7 @@ def test_data_that_cannot_be_used_are_told(home: Path) -> None:
     photos(home)
     for source, target, said in [
         ("none.csv", None, "'none.csv' does not exist"),
-        ("empty.csv", None, "empty.csv: cannot be read"),
+        ("empty.csv", None, "empty.csv: is empty: a CSV starts with a line"),
         ("head.csv", None, "has 0 rows and 2 columns"),
         ("one.csv", None, "has 2 rows and 1 columns"),
         ("t.xlsx", None, "t.xlsx: must be a folder of pictures .*IDX.* .npz, .csv, .parquet, .jso"),
@@ -315,3 +323,87 @@ def test_the_command_prints_a_table_or_json(home: Path, capsys: pytest.CaptureFi
     assert cli.main(["init", "t.csv", "-o", "u.yaml", "--target", "a", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert {"path": "data.target", "value": "a", "reason": "as asked"} in result["guesses"]
+
+
+def test_a_table_s_dates_groups_codes_and_rare_classes_are_seen() -> None:
+    n = 2000
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "patient_id": np.repeat(np.arange(n // 4), 4),
+            "zip": rng.integers(10_000, 10_050, n),
+            "admitted": pd.date_range("2020-01-01", periods=n).strftime("%Y-%m-%d"),
+            "pressure": rng.normal(120, 15, n),
+            "ward": rng.choice(["a", "b", "c"], n),
+            "outcome": np.where(np.arange(n) % 20 == 0, "died", "lived"),
+        }
+    )
+    found = {made.path: made.value for made in guess.rows("stays.csv", frame)}
+    assert found["data.split.group"] == "patient_id"
+    assert found["data.types"] == {"zip": "category"}
+    assert (found["data.preprocess.scale"], found["data.preprocess.rare"]) == ("quantile", 10)
+    assert "data.drop" not in found
+    alone = {
+        made.path: made.value for made in guess.rows("s.csv", frame.drop(columns="patient_id"))
+    }
+    assert alone["data.split.time"] == "admitted"
+    mixed = frame.drop(columns="patient_id").sample(frac=1, random_state=0)
+    assert "data.split.time" not in {made.path for made in guess.rows("s.csv", mixed)}
+
+
+def test_rare_classes_get_weights_and_a_threshold(tmp_path: Path) -> None:
+    n = 1000
+    label = np.where(np.arange(n) % 20 == 0, "bad", "good")
+    frame = pd.DataFrame({"a": np.random.default_rng(0).normal(0, 1, n), "y": label})
+    frame.to_csv(tmp_path / "loans.csv", index=False)
+    section = {"kind": "table", "source": str(tmp_path / "loans.csv"), "target": "y"}
+    dataset = data.load(TableData.model_validate(section))
+    found = {made.path: made.value for made in guess.training(dataset)}
+    assert found["train.class_weights"] == "balanced"
+    assert (found["evaluate.calibrate"], found["evaluate.threshold"]) == ("platt", "f1_macro")
+    written = guess.render([Guess("name", "a"), *_settings(section), *guess.training(dataset)], "t")
+    assert loads(written).evaluate.calibrate == "platt"
+
+
+def _settings(section: dict) -> list[Guess]:
+    return [Guess(f"data.{name}", value) for name, value in section.items()]
+
+
+def test_interactions_and_series_are_told_by_their_columns(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 30, 500),
+            "movie_id": rng.integers(0, 20, 500),
+            "rating": rng.integers(1, 6, 500),
+            "timestamp": np.arange(500),
+        }
+    )
+    made = {g.path: g.value for g in guess.rows("r.csv", ratings)}
+    assert made["data.kind"] == "interactions"
+    assert (made["data.user"], made["data.item"]) == ("user_id", "movie_id")
+    assert (made["data.rating"], made["data.task"]) == ("rating", "rating")
+    liked = {g.path: g.value for g in guess.rows("r.csv", ratings.drop(columns="rating"))}
+    assert liked["data.task"] == "ranking"
+    times = pd.date_range("2024-01-01", periods=400, freq="h").delete(77)
+    hourly = pd.DataFrame({"time": times.astype(str), "volume": np.arange(399.0), "rain": 1.0})
+    made = {g.path: g.value for g in guess.rows("s.csv", hourly)}
+    assert (made["data.kind"], made["data.target"]) == ("series", "volume")
+    assert made["data.preprocess.gaps"] == "mask"
+    assert made["data.covariates.past"] == ["rain"]
+    two = pd.concat([hourly.assign(road="A"), hourly.assign(road="B")])
+    assert {g.path: g.value for g in guess.rows("s.csv", two)}["data.id"] == "road"
+    for name, frame in (("r", ratings), ("l", ratings.drop(columns="rating")), ("s", hourly)):
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        file = tmp_path / f"{name}.yaml"
+        init(
+            str(tmp_path / f"{name}.csv"),
+            output=str(file),
+            target=None,
+            force=False,
+            terminal=Silent(),
+        )
+        written = load(file)
+        assert written.model.name in ("matrix_factorization", "nbeats")
+        assert written.tune is not None
+        assert written.tune.metric in ("val_rmse", "val_ndcg", "val_mae")

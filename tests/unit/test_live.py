@@ -237,13 +237,6 @@ def test_one_that_computes_wrongly_is_outvoted_and_its_steps_are_done_again() ->
     assert began[-1] == 0, "the checkpoint of step 3 was not checked yet"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_random_schedules(seed: int) -> None:
-    model, optimizer = PAIRS[seed % len(PAIRS)]
-    members = schedule(seed)
-    check(train_live(experiment(model, optimizer), members), model, optimizer, members)
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(1000, 1200))
 def test_live_soak(seed: int) -> None:

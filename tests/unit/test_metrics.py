@@ -60,10 +60,11 @@ def test_a_regression_learns_in_units_of_the_training_targets_and_answers_in_its
     task, fitted = task_of(dataset), dataset.preprocess
     outputs = torch.tensor([[0.0], [1.0]])
     mean, deviation = fitted.target_mean, fitted.target_deviation
-    assert task.answers(outputs)[:, 0].tolist() == [mean, mean + deviation]
+    assert task.answers(outputs, dataset.test)[:, 0].tolist() == [mean, mean + deviation]
     y = torch.tensor([mean, mean + 3 * deviation], dtype=torch.float64)
     assert float(task.loss(outputs, y)) == pytest.approx((0 + 4) / 2)
-    assert task.measure(task.answers(outputs), y.numpy())["loss"] == pytest.approx(2.0)
+    truth = data.Samples(x=dataset.test.x[:2], y=y.numpy())
+    assert task.measure(task.answers(outputs, truth), truth)["loss"] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(

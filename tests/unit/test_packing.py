@@ -12,7 +12,7 @@ from lepton_ray.errors import ClusterError, ExperimentError, InputError
 from lepton_ray.jobs import packing, secrets
 
 
-def experiment(source: str = "rows.csv", model: str = "mlp") -> Experiment:
+def experiment(source: str | list[str] = "rows.csv", model: str = "mlp") -> Experiment:
     return validate(
         {
             "name": "x",
@@ -57,6 +57,16 @@ def packed(asked: Experiment, root: Path, target: Path) -> set[str]:
 
 def test_only_what_is_needed_goes(root: Path, tmp_path: Path) -> None:
     assert packed(experiment(), root, tmp_path / "t") == {"experiment.yaml", "rows.csv"}
+
+
+def test_several_sources_a_pattern_and_a_function_go(root: Path, tmp_path: Path) -> None:
+    there = packed(experiment(["rows.csv", "nets.small:rows"]), root, tmp_path / "t")
+    assert {"rows.csv", "nets/small.py", "helper.py"} <= there
+    assert packed(experiment("*.csv"), root, tmp_path / "u") == {
+        *("experiment.yaml", "other.csv", "rows.csv"),
+    }
+    written = load(tmp_path / "u" / "experiment.yaml")
+    assert written.data.source == ("other.csv", "rows.csv")
 
 
 def test_a_model_brings_what_it_imports_and_no_ignored_file(root: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch._inductor.config
 
 from lepton_ray.cli import main
 from lepton_ray.config import validate
@@ -13,6 +14,7 @@ from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
 from lepton_ray.jobs import session
 from lepton_ray.jobs.planning import make_plan
+from lepton_ray.training import exactness
 
 DIABETES = {"kind": "table", "source": "sklearn:diabetes", "target": "target"}
 SMALL = {
@@ -48,7 +50,7 @@ def test_a_plan_tries_a_real_step() -> None:
 @pytest.mark.parametrize(
     ("sections", "error", "said"),
     [
-        ({"model": {"name": "ccn"}}, ExperimentError, "did you mean 'cnn'"),
+        ({"model": {"name": "cnnn"}}, ExperimentError, "did you mean 'cnn'"),
         ({"model": {"name": "mlp", "widht": 3}}, ExperimentError, "did you mean 'width'"),
         ({"model": {"name": "cnn", "blocks": 9}}, ExperimentError, "9 blocks need images of 512"),
         ({"model": {"name": "no.such:thing"}}, ExperimentError, "No module named"),
@@ -107,6 +109,20 @@ def test_processors_that_compute_unlike_each_other_are_named() -> None:
 
 def test_inexact_training_allows_what_exact_training_does_not() -> None:
     plan(model={"name": "tests.nets:scatter"}, train={"exact": False})
+
+
+def test_a_compiled_model_needs_a_compiler() -> None:
+    # A width that no other test compiles: torch would take it from its cache.
+    nowhere = torch._inductor.config.patch({"cpp.cxx": (None, "/no/such/g++")})
+    said = r"train.compile: .* needs a C\+\+ compiler .*g\+\+.* or set train.compile: false"
+    with nowhere, pytest.raises(ExperimentError, match=said):
+        plan(model={"name": "mlp", "width": 5}, train={"compile": True})
+
+
+def test_a_compiled_model_needs_pythons_headers() -> None:
+    said = RuntimeError("C++ compile error\nfatal error: Python.h: No such file or directory")
+    with pytest.raises(ExperimentError, match="python3-dev"):
+        exactness.name_cause(said, "here")
 
 
 def test_what_a_model_prints_is_no_part_of_the_answer(

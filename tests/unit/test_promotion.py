@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 from torch import nn
 
 from lepton_ray import data
+from lepton_ray.cli import main
 from lepton_ray.config import validate
-from lepton_ray.errors import GateError, ModelError
+from lepton_ray.errors import GateError, InputError, ModelError
 from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import promotion
-from lepton_ray.tracking import registry
+from lepton_ray.tracking import endpoints, registry
+from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.tracking.store import client
 from lepton_ray.training.loop import Replica
@@ -141,3 +144,62 @@ def test_a_version_of_other_data_is_not_scored(store: Path, trained: nn.Module) 
 def test_rolling_back_what_is_not_registered_says_what_is(store: Path) -> None:
     with pytest.raises(ModelError, match="no model 'iris': registered are: none yet"):
         promotion.rollback("iris", Silent())
+
+
+def test_a_canary_goes_through_the_gate_and_is_changed_and_ended(
+    store: Path, trained: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(store, trained)
+    register(store, trained)
+    register(store, nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))
+    lines = Lines()
+    with pytest.raises(ModelError, match="no champion"):
+        promotion.canary("iris/2=10%", lines)
+    promotion.promote("iris/1", lines)
+    with pytest.raises(GateError, match="iris/3 .* was not promoted"):
+        promotion.canary("iris/3", lines)
+    with pytest.raises(InputError, match="like 10% or 0.1, but got '0%'"):
+        promotion.canary("iris/2=0%", lines)
+    with pytest.raises(ModelError, match="is the champion already"):
+        promotion.canary("iris/1", lines)
+    with pytest.raises(ModelError, match="no version of 'iris' is tried"):
+        promotion.canary("iris", lines)
+
+    promotion.canary("iris/2=10%", lines)
+    first = endpoints.tried("iris").canary
+    assert first is not None
+    assert (first.version, first.share, first.instead_of) == (2, 0.1, 1)
+    promotion.canary("iris/2=0.5", lines)
+    again = endpoints.tried("iris").canary
+    assert again == dataclasses.replace(first, share=0.5), "its time and its callers are kept"
+    promotion.shadow("iris/3", lines)
+    assert main(["status", "iris"]) == 0
+    said = capsys.readouterr().out
+    assert "canary    version 2 on 50% of callers, instead of 1" in said
+    assert "shadow    version 3" in said
+
+    promotion.canary("iris", lines)
+    promotion.shadow("iris", lines)
+    ended = endpoints.tried("iris")
+    assert (ended.canary, ended.shadow) == (None, None)
+    assert ended.last is not None
+    assert ended.last["reason"] == "it was ended by hand"
+    assert champion() == 1
+
+
+def test_a_canary_is_promoted_only_if_the_champion_is_the_one_it_was_compared_with(
+    store: Path, trained: nn.Module
+) -> None:
+    for _ in range(3):
+        register(store, trained)
+    promotion.promote("iris/1", Lines())
+    promotion.canary("iris/2", Lines())
+    tried = endpoints.tried("iris").canary
+    assert tried is not None
+    registry.promote(registry.resolve("iris/3"), instead_of=1)
+    with pytest.raises(ModelError, match="moved from 1 to 3"):
+        endpoints.end_canary("iris", tried, Decision("promote", "its time is over"))
+    assert champion() == 3
+    assert endpoints.end_canary("iris", tried, Decision("end", "another champion"))
+    assert not endpoints.end_canary("iris", tried, Decision("end", "another champion")), "once"
+    assert registry.resolve("iris/2").tags[endpoints.CANARY] == "ended: another champion"

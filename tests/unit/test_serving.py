@@ -327,7 +327,7 @@ def test_a_regression_answers_in_the_unit_of_its_target(tmp_path: Path) -> None:
     values = np.array([answer.value for answer in built.runtime.predict(sent)])
     with torch.no_grad():
         outputs = built.model.eval()(torch.from_numpy(built.dataset.test.x[:40]))
-    expected = task_of(built.dataset).answers(outputs)[:, 0]
+    expected = task_of(built.dataset).answers(outputs, built.dataset.test)[:, 0]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert built.dataset.train.y.min() < values.mean() < built.dataset.train.y.max()
     assert built.runtime.predict(sent[:1])[0].value == values[0]

@@ -168,7 +168,7 @@ def test_a_target_can_be_learned_as_its_logarithm(tmp_path: Path) -> None:
     task = task_of(dataset)
     perfect = torch.from_numpy(fitted.scaled_target(dataset.test.y)).float()[:, None]
     assert task.loss(perfect, torch.from_numpy(dataset.test.y)) < 1e-10
-    assert task.measure(task.answers(perfect), dataset.test.y)["loss"] < 1e-10
+    assert task.measure(task.answers(perfect, dataset.test), dataset.test)["loss"] < 1e-10
 
 
 def test_class_weights_make_classes_cost_the_same(tmp_path: Path) -> None:

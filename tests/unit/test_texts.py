@@ -165,10 +165,11 @@ def test_the_plan_hears_how_many_texts_are_cut_or_empty(tmp_path: Path) -> None:
     dataset = load(
         tmp_path / "t.csv", frame(["a b c d e", "a", "", "a b"]), preprocess={"length": 2}
     )
-    known, cut, empty = dataset.notes
+    known, cut, empty, repeated = dataset.notes
     assert known.endswith("a text is 2 of them")
     assert cut == "5 of 20 texts are longer and are cut"
     assert empty == "5 of 20 texts have no words"
+    assert "4 of 4 test rows are in the training split too" in repeated
 
 
 def test_preprocessing_survives_its_files(tmp_path: Path) -> None:

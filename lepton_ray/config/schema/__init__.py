@@ -19,8 +19,15 @@ from lepton_ray.config.schema.data import (
     TextPreprocess,
 )
 from lepton_ray.config.schema.evaluation import Evaluate
-from lepton_ray.config.schema.section import (
-    Section,
+from lepton_ray.config.schema.section import Section, Source
+from lepton_ray.config.schema.sequences import (
+    Covariates,
+    Features,
+    InteractionData,
+    InteractionSplit,
+    SeriesData,
+    SeriesPreprocess,
+    SeriesSplit,
 )
 from lepton_ray.config.schema.serving import (
     Batching,
@@ -60,14 +67,18 @@ __all__ = [
     "Canary",
     "Checkpoint",
     "Confirm",
+    "Covariates",
     "Data",
     "Distribution",
     "EarlyStop",
     "Evaluate",
     "Experiment",
+    "Features",
     "Gate",
     "ImageData",
     "ImagePreprocess",
+    "InteractionData",
+    "InteractionSplit",
     "Limits",
     "Model",
     "Optimizer",
@@ -76,7 +87,11 @@ __all__ = [
     "Rule",
     "SCHEMA_VERSION",
     "Schedule",
+    "SeriesData",
+    "SeriesPreprocess",
+    "SeriesSplit",
     "Serve",
+    "Source",
     "Split",
     "TableData",
     "TablePreprocess",
@@ -119,9 +134,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _across(self) -> Experiment:
-        if "boosting" in self.gate.beats and self.data.kind != "table":
+        if "boosting" in self.gate.beats and self.data.kind not in ("table", "series"):
             raise ValueError(
-                "gate.beats: boosting is measured for tables only: take it out of the list"
+                "gate.beats: boosting is measured for tables and series only: take it out of the "
+                "list"
             )
         if self.train.augment is not None and self.data.kind != "image":
             raise ValueError(

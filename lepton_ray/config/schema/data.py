@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lepton_ray.config.schema.section import Section, distinct
+from lepton_ray.config.schema.section import Section, Source, distinct
+from lepton_ray.config.schema.sequences import InteractionData, SeriesData
 from lepton_ray.config.schema.splits import Split
 from lepton_ray.config.schema.tables import TableData
 
@@ -52,8 +53,8 @@ class ImageData(Section):
 
 class TextData(Section):
     kind: Literal["text"]
-    source: str
-    """A CSV, Parquet or JSONL file, in UTF-8."""
+    source: Source
+    """As of a table."""
     text: str
     """The column of texts. An empty cell is an empty text."""
     target: str
@@ -68,4 +69,4 @@ class TextData(Section):
         return self
 
 
-Data = ImageData | TableData | TextData
+Data = ImageData | TableData | TextData | InteractionData | SeriesData

@@ -117,3 +117,7 @@ class Serve(Section):
     keys: str | None = None
     """File of API keys; with it every request needs one. Default: none on loopback, and
     ``lepton_keys.json`` at any other host."""
+    explain: bool = True
+    """Whether ``POST /explain`` answers; its replica is started by the first request."""
+    examples: int = Field(8, ge=0, le=100)
+    """Test samples that a version carries for its page; 0 for none, where they must not leave."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lepton_ray.config.schema.section import Section, distinct
+from lepton_ray.config.schema.section import Section, Source, distinct
 from lepton_ray.config.schema.splits import Split
 
 ColumnType = Annotated[str, Field(pattern=r"^(number|category|date( .*%.*)?)$")]
@@ -29,8 +29,11 @@ class TablePreprocess(Section):
 
 class TableData(Section):
     kind: Literal["table"]
-    source: str
-    """A CSV, Parquet or JSONL file, or ``sklearn:`` and breast_cancer, diabetes, iris or wine."""
+    source: Source
+    """A CSV, Parquet or JSONL file, a pattern such as ``rows/*.csv``, a folder of such files, each
+    here or at a URI (``s3://``, ``gs://``), your own ``package.module:function`` that returns a
+    pandas data frame or columns by name, ``sklearn:`` and breast_cancer, diabetes, iris or wine; or
+    a list of these."""
     target: str
     """The column to predict."""
     task: Literal["classification", "regression"] = "classification"

@@ -80,7 +80,7 @@ class Train(Section):
     """Decay of the averaged weights that are evaluated and served instead of the last ones."""
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    """Run the model through torch.compile."""
+    """Run the model through torch.compile, which on CPUs needs a C++ compiler on each machine."""
     seed: int = Field(0, ge=0)
     exact: bool = True
     """Same bytes for any number of replicas. False drops the promise for speed, and says so."""

@@ -1,0 +1,1 @@
+"""Who rated or took what: ratings to predict, or items to rank."""

@@ -1,0 +1,1 @@
+"""Values over time, of one series or of several, to forecast."""

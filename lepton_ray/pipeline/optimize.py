@@ -1,0 +1,219 @@
+"""Look for a faster or smaller form of a version, and register one that loses little enough."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lepton_ray.config import load
+from lepton_ray.data.dataset import Dataset, Samples
+from lepton_ray.errors import GateError, InputError
+from lepton_ray.jobs.runs import local_root
+from lepton_ray.jobs.watchers import Terminal
+from lepton_ray.pipeline.promotion import dataset_of
+from lepton_ray.serving import manifest as manifests
+from lepton_ray.serving import package, smaller
+from lepton_ray.serving.runtime import CHUNK, Runtime, open_session
+from lepton_ray.serving.signature import signature
+from lepton_ray.serving.smaller import Latency
+from lepton_ray.tracking import registry
+from lepton_ray.tracking.registry import ModelVersion
+from lepton_ray.tracking.store import Tracker
+from lepton_ray.training.tasks import task_of
+
+PRESENT = "as it is"
+ALIKE = 64  # rows on which it is looked whether neighbours matter
+GAIN = 0.9  # of the present latency or size, that a candidate must stay below to be worth a version
+BATCH = 64
+CALLS = 100  # with one row, in each of five rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A form of a version, measured."""
+
+    name: str
+    bytes: int
+    latency: Latency
+    validation: dict[str, float]
+    test: dict[str, float]
+    neighbours: float
+    """Largest difference that the rows beside a row make to its outputs."""
+
+
+def optimize(reference: str, *, smallest: bool, lose: float, terminal: Terminal) -> dict[str, Any]:
+    """Measure int8 forms of a version and levels of graph optimization, and register the best form.
+
+    Chosen is on the validation split, reported on the test split.
+
+    Args:
+        smallest: look for the smallest, instead of the fastest.
+        lose: share of the accuracy (for a regression of R2) that it may lose, 0.005 by default.
+
+    Raises:
+        GateError: when none is better and loses little enough, with all that was measured.
+        ModelError: when the data of the version have changed.
+    """
+    if not 0 <= lose < 1:
+        raise InputError(f"--lose is a share of at least 0 and below 1, but got {lose:g}")
+    version = registry.resolve(reference)
+    folder = version.folder()
+    before = manifests.verify(folder)
+    if "optimized" in before:
+        raise InputError(f"{reference} is {before['optimized']['form']} already: name its original")
+    experiment = load(folder / "experiment.yaml")
+    dataset = dataset_of(version, experiment)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = smaller.quantized(folder / "model.onnx", Path(scratch), dataset.train.x)
+        found = _measure(folder / "model.onnx", files, dataset)
+        failed = {name: why for name, why in files.items() if isinstance(why, str)}
+        present, forms = found[0], [c for c in found if c.name in files]
+        metric = "accuracy" if dataset.schema.classes else "r2"
+        whys = {c.name: _why_not(c, present, metric, lose, smallest) for c in forms}
+        terminal.say(_table(found, metric, {**whys, **failed}))
+        good = [c for c in forms if not whys[c.name]]
+        best = min(good, key=lambda c: _cost(c, smallest), default=None)
+        value = {"candidates": [asdict(c) for c in found], "failed": failed, "not_taken": whys}
+        tracker = Tracker(version.name, local_root(experiment.storage) / "artifacts")
+        run_id = tracker.start(f"optimize {version.version}", tags={"lepton_ray.kind": "optimize"})
+        kept = Path(scratch) / "kept"
+        kept.mkdir()
+        (kept / "candidates.json").write_text(json.dumps(value, indent=1))
+        (kept / "pareto.png").write_bytes(_picture(found, metric))
+        tracker.files(run_id, kept, "optimize")
+        try:
+            if best is None:
+                raise GateError(
+                    f"{version.name}/{version.version} stays as it is: no form of it is "
+                    f"{'smaller' if smallest else 'faster'} by a tenth and loses at most {lose:g} "
+                    f"of {metric}"
+                )
+            made = _register(version, folder, Path(str(files[best.name])), best, run_id, scratch)
+        finally:
+            tracker.finish(run_id)
+    terminal.say(f"{made.name}/{made.version} is {best.name}; promote it, or try it as a canary")
+    return {**value, "taken": best.name, "name": made.name, "version": made.version}
+
+
+def _measure(model: Path, files: dict[str, Path | str], dataset: Dataset) -> list[Candidate]:
+    paths = {PRESENT: model, **{n: p for n, p in files.items() if isinstance(p, Path)}}
+    sessions = {name: open_session(path) for name, path in paths.items()}
+    sessions |= {name: smaller.session(model, level) for name, level in smaller.LEVELS.items()}
+    times = smaller.latencies(sessions, dataset.validation.x, batch=BATCH, calls=CALLS)
+
+    def scores(name: str, samples: Samples) -> dict[str, float]:
+        task = task_of(dataset)
+        outputs = torch.from_numpy(smaller.outputs(sessions[name], samples.x, CHUNK))
+        return task.measure(task.answers(outputs, samples), samples)
+
+    return [
+        Candidate(
+            name=name,
+            bytes=paths.get(name, model).stat().st_size,
+            latency=times[name],
+            validation=scores(name, dataset.validation),
+            test=scores(name, dataset.test),
+            neighbours=smaller.neighbours_matter(of, dataset.validation.x[:ALIKE]),
+        )
+        for name, of in sessions.items()
+    ]
+
+
+def _cost(candidate: Candidate, smallest: bool) -> float:
+    return float(candidate.bytes) if smallest else candidate.latency.p50_ms
+
+
+def _why_not(
+    candidate: Candidate, present: Candidate, metric: str, lose: float, smallest: bool
+) -> str:
+    """What speaks against taking a candidate in place of the present form; "" for nothing."""
+    lost = present.validation[metric] - candidate.validation[metric]
+    if lost > lose:
+        return f"loses {lost:.4f} of {metric}"
+    if candidate.neighbours > max(package.TOLERANCE, present.neighbours):
+        return f"answers change by {candidate.neighbours:.2g} with the rows beside"
+    if _cost(candidate, smallest) > GAIN * _cost(present, smallest):
+        return f"not {'smaller' if smallest else 'faster'} by a tenth"
+    return ""
+
+
+def _table(found: list[Candidate], metric: str, whys: dict[str, str]) -> str:
+    head = f"{'':24}{metric:>10}{'on test':>10}{'p50 ms':>9}{'p99 ms':>9}{'batch ms':>10}{'KiB':>9}"
+    lines = [
+        f"{c.name:24}{c.validation[metric]:>10.4f}{c.test[metric]:>10.4f}{c.latency.p50_ms:>9.3f}"
+        f"{c.latency.p99_ms:>9.3f}{c.latency.batch_ms:>10.2f}{c.bytes / 1024:>9.1f}  "
+        f"{whys.get(c.name, '')}".rstrip()
+        for c in found
+    ]
+    shown = {c.name for c in found}
+    lines += [f"{name:24}{why}" for name, why in whys.items() if name not in shown]
+    return "\n".join([head, *lines])
+
+
+def _picture(found: list[Candidate], metric: str) -> bytes:
+    """PNG: each candidate by its latency and what it gets right; those that none beats in both are
+    joined."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    points = {c.name: (c.latency.p50_ms, c.validation[metric]) for c in found}
+    for name, (x, y) in points.items():
+        axes.scatter(x, y)
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 4))
+    front, best = [], -np.inf
+    for x, y in sorted(points.values(), key=lambda point: (point[0], -point[1])):
+        if y > best:
+            front.append((x, y))
+            best = y
+    axes.step(*zip(*front, strict=True), where="post", linestyle="--", linewidth=1)
+    axes.set_xlabel("p50 of one row, ms")
+    axes.set_ylabel(f"{metric} on the validation split")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _register(
+    version: ModelVersion,
+    folder: Path,
+    model: Path,
+    best: Candidate,
+    run_id: str,
+    scratch: str,
+) -> ModelVersion:
+    """A version of the same files but `model.onnx`."""
+    made = Path(scratch) / "version"
+    shutil.copytree(folder, made)
+    shutil.copyfile(model, made / "model.onnx")
+    before = manifests.verify(folder)
+    kept = {k: v for k, v in before.items() if k not in ("format", "files")}
+    optimized = {
+        "form": best.name,
+        "of": f"{version.name}/{version.version}",
+        "latency": asdict(best.latency),
+        "validation": best.validation,
+    }
+    manifests.write(made, {**kept, "mlflow_run": run_id, "optimized": optimized})
+    return registry.register(
+        version.name,
+        run_id=run_id,
+        folder=made,
+        python_model=Path(package.__file__).with_name("pyfunc_model.py"),
+        signature=signature(Runtime.load(made).schema),
+        tags={
+            "lepton_ray.optimized": best.name,
+            "lepton_ray.weights_sha256": before["weights_sha256"],
+            **{f"test_{m}": f"{v:.6f}" for m, v in best.test.items()},
+        },
+    )

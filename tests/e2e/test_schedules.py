@@ -1,0 +1,16 @@
+"""Five of the random schedules of joining, leaving and dying live replicas; `make soak` has 200."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.elastic import train_live
+from tests.unit.test_exactness import PAIRS, experiment
+from tests.unit.test_live import check, schedule
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_schedule_keeps_the_bytes(seed: int) -> None:
+    model, optimizer = PAIRS[seed]
+    members = schedule(seed)
+    check(train_live(experiment(model, optimizer), members), model, optimizer, members)

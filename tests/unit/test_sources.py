@@ -1,0 +1,183 @@
+"""Where rows come from: files, patterns, folders, functions; and files that are none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lepton_ray import data
+from lepton_ray.config.schema import TableData
+from lepton_ray.data import frames
+from lepton_ray.errors import DataError
+
+
+def rows(first: int = 0, n: int = 40) -> pd.DataFrame:
+    numbers = np.arange(first, first + n)
+    return pd.DataFrame({"a": numbers, "b": numbers / 8, "c": "x", "y": ["p", "q"] * (n // 2)})
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    folder = tmp_path / "parts"
+    (folder / "more").mkdir(parents=True)
+    rows(0).to_csv(folder / "1.csv", index=False)
+    rows(40).to_parquet(folder / "2.parquet")
+    rows(80)[["y", "c", "b", "a"]].to_json(
+        folder / "more" / "3.jsonl", orient="records", lines=True
+    )
+    (folder / "_SUCCESS.csv").write_text("")
+    (folder / "notes.txt").write_text("not rows")
+    return folder
+
+
+def from_function() -> dict[str, Any]:
+    return dict(rows(0, 120).items())
+
+
+def from_nothing() -> int:
+    return 3
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{parts}",
+        ["{parts}/1.csv", "{parts}/2.parquet", "{parts}/more/3.jsonl"],
+        ["{parts}/[12].*", "{parts}/more"],
+        "file://{parts}",
+        "file://{parts}/*",
+        "tests.unit.test_sources:from_function",
+    ],
+)
+def test_rows_of_all_that_is_named_come_one_after_the_other(parts: Path, source: Any) -> None:
+    named = [source] if isinstance(source, str) else source
+    frame = frames.read(tuple(name.format(parts=parts) for name in named))
+    pd.testing.assert_frame_equal(frame[["a", "b", "c", "y"]], rows(0, 120), check_dtype=False)
+    section = {"kind": "table", "source": named, "target": "y"}
+    assert TableData.model_validate(section).source == tuple(named)
+
+
+def test_parts_of_other_columns_are_named(parts: Path) -> None:
+    rows().rename(columns={"b": "bb"}).to_csv(parts / "4.csv", index=False)
+    said = r"4.csv: must have the columns of .*1.csv, but lacks 'b'"
+    with pytest.raises(DataError, match=said):
+        frames.read(str(parts))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nowhere.csv", "'nowhere.csv' does not exist"),
+        ("{parts}/*.parq", "there is no file that ends with .csv, .parquet, .jsonl"),
+        ("{parts}/notes.txt", "must end with .csv, .parquet, .jsonl"),
+        ("sftp://host/rows.csv", "cannot be opened"),
+        ("tests.unit.test_sources:no_such", "AttributeError: .*no_such"),
+        ("tests.unit.test_sources:from_nothing", "must return a pandas data frame .* returned int"),
+    ],
+)
+def test_a_source_that_is_none_is_named(parts: Path, source: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        frames.read(source.format(parts=parts))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "a,y\n1,p\n2\n",
+            "every line has 2 cells, as the header has, but .*got 1",
+        ),
+        ("a,y\n1,p\n2,q,r\n", "Expected 2 columns, got 3"),
+        ("", "is empty: a CSV starts with a line that names its columns"),
+        ("a,y,a\n1,p,2\n", "a column is named once, but 'a' is there twice"),
+        (b"a,y\n1,caf\xe9\n", "must be in UTF-8, but has byte 0xe9 .*iconv -t utf-8"),
+        (b"a,caf\xe9\n1,p\n", "must be in UTF-8, but has byte 0xe9"),
+    ],
+)
+def test_a_csv_that_is_none_is_named(tmp_path: Path, content: str | bytes, said: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=said):
+        frames.read(str(path))
+
+
+def test_cells_become_what_all_of_a_column_are(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "\ufeffwhole,gap,real,truth,code,text,empty\n"
+        '1,1,1e3,True,007,"a, ""b""\nc",\n'
+        " 2,NA,-.5,false,12,NA,\n"
+    )
+    frame = frames.read(str(tmp_path / "t.csv"), texts=["text"], as_written=["code"])
+    kinds = {name: frame[name].dtype.kind for name in ("whole", "gap", "real", "truth", "empty")}
+    assert kinds == {"whole": "i", "gap": "f", "real": "f", "truth": "b", "empty": "f"}
+    assert frame["whole"].tolist() == [1, 2]
+    assert frame["real"].tolist() == [1000, -0.5]
+    assert frame["code"].tolist() == ["007", "12"]
+    assert frame["text"].tolist() == ['a, "b"\nc', "NA"]
+    assert np.isnan(frame["gap"][1])
+
+
+def test_rows_behind_many_blocks_are_of_one_type(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("lepton_ray.data.csvs.BLOCK", 1 << 10)
+    lines = [f"{n},{n}" for n in range(3000)] + ["x,0.5"]
+    (tmp_path / "t.csv").write_text("\n".join(["text,number", *lines]))
+    frame = frames.read(str(tmp_path / "t.csv"))
+    assert frame["text"].tolist()[-2:] == ["2999", "x"]
+    assert frame["number"].tolist()[-2:] == [2999, 0.5]
+
+
+MEASURED = """
+import sys, threading, time
+from lepton_ray import data
+from lepton_ray.config.schema import TableData
+import pandas, pyarrow, sklearn.preprocessing, scipy.special  # what they take is not the file's
+def used():
+    return int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0]) * 1024
+before, seen, done = used(), [], threading.Event()
+def look():
+    while not done.is_set():
+        seen.append(used())
+        time.sleep(0.005)
+looking = threading.Thread(target=look)
+looking.start()
+settings = TableData(kind="table", source=sys.argv[1], target="y", task="regression")
+rows = len(data.load(settings).train)
+done.set()
+looking.join()
+print(rows, max(seen) - before)
+"""
+
+
+def test_a_large_csv_takes_less_memory_than_its_size_and_a_half(tmp_path: Path) -> None:
+    """Of a file of 1 GB that is 1.5 GB; here one of 60 MB, and room for blocks beside."""
+    rng = np.random.default_rng(0)
+    n = 400_000
+    frame = pd.DataFrame({f"c{i}": rng.normal(0, 1, n) for i in range(15)})
+    frame["y"] = rng.normal(0, 1, n)
+    path = tmp_path / "large.csv"
+    frame.round(6).to_csv(path, index=False)
+    size = path.stat().st_size
+    assert size > 50e6
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(path)],
+        env={"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr[-2000:]
+    rows, most = map(int, done.stdout.split())
+    assert rows == 288_000
+    assert most < 1.5 * size + 100e6
+
+
+def test_a_table_of_several_files_is_split_as_one(parts: Path) -> None:
+    settings = TableData(kind="table", source=str(parts), target="y", drop=("c",))
+    dataset = data.load(settings)
+    assert sum(map(len, (dataset.train, dataset.validation, dataset.test))) == 120
