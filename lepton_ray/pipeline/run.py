@@ -256,7 +256,8 @@ class Run:
             },
             beside=beside,
         )
-        self._tracker.text(run_id, carried.IMPORTANCE, beside[carried.IMPORTANCE].decode())
+        if carried.IMPORTANCE in beside:
+            self._tracker.text(run_id, carried.IMPORTANCE, beside[carried.IMPORTANCE].decode())
         runtime = Runtime.load(folder)
         test = {
             "model": score(runtime, dataset),

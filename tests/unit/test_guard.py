@@ -64,7 +64,9 @@ def test_only_what_this_machine_alone_can_reach_needs_no_key(
     assert needs_keys(host, file) is needed
 
 
-def test_without_a_valid_key_every_route_but_the_two_of_health_is_401(people: Runtime) -> None:
+def test_without_a_valid_key_every_route_but_the_bare_page_and_health_is_401(
+    people: Runtime,
+) -> None:
     app, headers = keyed(people)
     good = headers["predict"]["authorization"]
     wrong = [
@@ -80,10 +82,11 @@ def test_without_a_valid_key_every_route_but_the_two_of_health_is_401(people: Ru
         "Bearer " + keys.make("x", ("admin",), None)[0],
         "Bearer " + "é" * 100,
     ]
-    paths = [route.path for route in app.asgi.routes] + ["/", "/nope", "/metrics/", "//metrics"]
+    paths = [route.path for route in app.asgi.routes] + ["/nope", "/metrics/"]
+    paths.append("http://endpoint//metrics")  # whole, or the two slashes would name a host
     assert {"/predict", "/docs", "/openapi.json", "/v2", "/health", "/metrics"} <= set(paths)
-    closed = [path for path in paths if not path.startswith("/v2/health/")]
-    assert len(paths) - len(closed) == 2
+    closed = [path for path in paths if path != "/" and not path.startswith("/v2/health/")]
+    assert len(set(paths)) - len(set(closed)) == 3
     for path in closed:
         for method in ("GET", "POST", "OPTIONS"):
             answer = app.ask(method, path)
@@ -92,6 +95,10 @@ def test_without_a_valid_key_every_route_but_the_two_of_health_is_401(people: Ru
         answer = app.post("/predict", headers={"authorization": header.encode()}, json={})
         assert answer.status_code == 401, header
         assert answer.json() == {"detail": "a valid key is needed: Authorization: Bearer KEY"}
+    bare = app.get("/")
+    assert bare.status_code == 200
+    assert not any(word in bare.text for word in (people.name, '"city"', '"age"'))
+    assert '"city"' in app.get("/page.json", headers=headers["predict"]).text
     assert app.get("/v2/health/live").json() == {"live": True}
     assert app.get("/v2/health/ready").json() == {"ready": True}
     assert app.get("/v2").json() == {"error": "a valid key is needed: Authorization: Bearer KEY"}

@@ -315,7 +315,7 @@ def test_a_version_holds_its_words_and_no_pickle(tmp_path: Path) -> None:
     folder = tmp_path / "v"
     assert {p.name for p in folder.iterdir()} == {
         *("experiment.yaml", "manifest.json", "schema.json"),
-        *("model.onnx", "model.pt2"),
+        *("decision.json", "model.onnx", "model.pt2"),
         *("preprocess.json", "preprocess.safetensors", "tokenizer.json"),
     }
     assert json.loads((folder / "tokenizer.json").read_text())["model"]["type"] == "WordLevel"
