@@ -21,7 +21,7 @@ DEADLINE_S = 180
 
 
 def replicas() -> int:
-    (deployment,) = serve.status().applications["quiet"].deployments.values()
+    deployment = serve.status().applications["quiet"].deployments["quiet"]
     return sum(deployment.replica_states.values())
 
 
