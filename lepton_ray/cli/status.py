@@ -8,6 +8,7 @@ from typing import Any
 
 from lepton_ray.cli.commands import Commands
 from lepton_ray.cli.terminal import Terminal
+from lepton_ray.errors import ModelError
 
 
 def declare(commands: Commands) -> None:
@@ -27,11 +28,14 @@ def _status(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     if options.why:
         found = status.why(options.address, options.name, options.cluster, terminal)
         return {"findings": found}
-    return {
-        "runs": status.runs(options.name, terminal),
-        "studies": _studies(options.name, terminal),
-        "endpoints": _endpoints(options.name, terminal),
-    }
+    runs, studies = status.runs(options.name, terminal), _studies(options.name, terminal)
+    try:
+        endpoints = _endpoints(options.name, terminal)
+    except ModelError:  # an experiment has a name before it has a model
+        if not runs and not studies:
+            raise
+        endpoints = {}
+    return {"runs": runs, "studies": studies, "endpoints": endpoints}
 
 
 def _studies(name: str | None, terminal: Terminal) -> dict[str, Any]:
