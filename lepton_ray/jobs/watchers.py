@@ -83,8 +83,9 @@ class TrainingWatcher:
                 if self._cause:
                     self._cause += f"; {before} -> {self._replicas} replicas"
                 else:
+                    tell = self._terminal.say if event["step"] else self._terminal.progress
                     origin = f", resumed at step {event['step']}" if event["step"] else ""
-                    self._terminal.progress(f"train  {self._replicas} replicas{origin}")
+                    tell(f"train  {self._replicas} replicas{origin}")
             case "resize" | "failure":
                 self._cause = event["reason"]
             case "first_step":
