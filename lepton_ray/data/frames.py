@@ -173,17 +173,26 @@ def _json_lines(path: str, open_file: csvs.Open) -> Iterator[dict[str, Any]]:
     pandas' own rounds numbers, and drops half a surrogate pair."""
     with open_file() as opened, io.TextIOWrapper(opened, "utf-8") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}: line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}: line {number} must be an object of columns, but is {row!r:.80}"
-                )
-            yield row
+            if line.strip():
+                yield json_row(line, f"{path}: line {number}")
+
+
+def json_row(line: str | bytes, where: str) -> dict[str, Any]:
+    """One line of JSON lines.
+
+    Args:
+        where: the line, for an error to name.
+
+    Raises:
+        DataError: when it is not an object.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where} must be an object of columns, but is {row!r:.80}")
+    return row
 
 
 def sklearn_table(name: str) -> pd.DataFrame:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lepton_ray import storage
 from lepton_ray.data import folders
-from lepton_ray.data.frames import SUFFIXES
+from lepton_ray.data.frames import SUFFIXES, json_row
 from lepton_ray.data.images import FORMATS, ImageError
 from lepton_ray.data.schema import Column, Schema
 from lepton_ray.errors import DataError, InputError, nearest
@@ -311,20 +310,9 @@ def _parquet_rows(file: pa.NativeFile, block: Block, names: Collection[str]) -> 
 
 def _json_rows(path: str, lines: _Lines, first: int) -> Iterator[dict[str, Any]]:
     """Through the parser of HTTP's bodies: others round numbers, or drop half a surrogate pair."""
-    number = first
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}: row {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}: row {number} must be an object of columns, but is {row!r:.80}"
-            )
-        yield row
-        number += 1
+    filled = (line for line in lines if line.strip())
+    for number, line in enumerate(filled, first):
+        yield json_row(line, f"{path}: row {number}")
 
 
 def _csv_rows(
