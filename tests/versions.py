@@ -9,7 +9,7 @@ from torch import nn
 from lepton_ray.config import render
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data import Dataset
-from lepton_ray.serving import package
+from lepton_ray.serving import drift, package
 from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.registry import ModelVersion
@@ -32,7 +32,7 @@ def register(
         experiment_yaml=render(experiment),
         sample_x=dataset.test.x[:64],
         max_batch=64,
-        provenance={"data_digest": digest or dataset.digest},
+        provenance={"data_digest": digest or dataset.digest, **drift.to_json(dataset.bins)},
     )
     return registry.register(
         experiment.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from typing import Any
 
 from lepton_ray.cli.commands import Commands
@@ -53,6 +54,7 @@ def _studies(name: str | None, terminal: Terminal) -> dict[str, Any]:
 
 def _endpoints(name: str | None, terminal: Terminal) -> dict[str, Any]:
     """Of each model: what runs, what is tried, and what became of the last canary."""
+    from lepton_ray.data.drift import NOTICEABLE
     from lepton_ray.tracking import endpoints
     from lepton_ray.tracking.canary import add
 
@@ -69,9 +71,14 @@ def _endpoints(name: str | None, terminal: Terminal) -> dict[str, Any]:
             )
             if report.problem:
                 terminal.say(f"            {report.problem}")
-            for column, (values, strange) in report.drift.items():
-                share = f"{strange / values:.1%}"
-                terminal.say(f"            drift: {share} of {column} unlike the training data")
+            for version, columns in report.drifts.items():
+                for column, drift in columns.items():
+                    if drift.psi >= NOTICEABLE:
+                        terminal.say(
+                            f"            drift {drift.psi:.2f} of {column} from the training data "
+                            f"of version {version}: {drift.unseen:.1%} of {drift.rows:,} rows are "
+                            "unlike any there"
+                        )
         if not reports:
             terminal.say("  endpoint  none")
         canary = tried.canary
@@ -105,7 +112,10 @@ def _endpoints(name: str | None, terminal: Terminal) -> dict[str, Any]:
                     "seconds_since_heard": round(now_s - r.seen_s, 1),
                     "decision": r.decision,
                     "problem": r.problem,
-                    "drift": r.drift,
+                    "drift": {
+                        str(version): {column: asdict(drift) for column, drift in columns.items()}
+                        for version, columns in r.drifts.items()
+                    },
                 }
                 for r in reports
             ],

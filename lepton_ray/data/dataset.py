@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import ImageData, TableData, TextData
-from lepton_ray.data import features, leaks, preprocess, sources, split, words
+from lepton_ray.data import drift, features, leaks, preprocess, sources, split, words
+from lepton_ray.data.drift import Bins
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Schema
@@ -52,6 +53,8 @@ class Dataset:
     """SHA-256 over all raw values, labels and the split."""
     slices: Groups = field(default_factory=dict)
     """Column -> group [n] of each sample of the test split."""
+    bins: Mapping[str, Bins] = field(default_factory=dict)
+    """What later rows are compared with, see `drift`."""
     notes: tuple[str, ...] = ()
     """What a person should know about the samples, for the plan to tell."""
 
@@ -87,11 +90,14 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
         part: Samples(x=fitted.apply(columns[part]), y=y[indices])
         for part, indices in parts.items()
     }
+    # The words of the training texts are those that are known: they would tell of no unknown ones.
+    unlike = "validation" if isinstance(data, TextData) else "train"
     return Dataset(
         schema=Schema(columns=fitted.columns, target=raw.target, classes=classes),
         preprocess=fitted,
         test_columns=dict(columns["test"]),
         digest=_digest(raw, parts),
+        bins=drift.fit(fitted, columns[unlike]),
         slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
         notes=_notes(fitted, raw) + _warnings(data, raw, y, parts),
         **samples,

@@ -34,7 +34,7 @@ from lepton_ray.pipeline import carried, past, search
 from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import score_table, slice_table
-from lepton_ray.serving import endpoint, package
+from lepton_ray.serving import drift, endpoint, package
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
@@ -253,6 +253,7 @@ class Run:
                 "mlflow_run": run_id,
                 "training_digest": results["train"]["digest"],
                 "software": provenance.software(),
+                **drift.to_json(dataset.bins),
             },
             beside=beside,
         )

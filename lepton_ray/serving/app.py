@@ -6,7 +6,6 @@ No ``from __future__ import annotations`` here: Serve inspects the class.
 import asyncio
 import logging
 import tempfile
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from lepton_ray.serving.versions import Versions
 logger = logging.getLogger("ray.serve")
 
 ASK_S = 1.0  # between two looks for a new version
-DRIFT_S = 0.1  # between two looks at inputs: a sample is enough, and costs nothing under load
 EXPLAINED_S = 5.0  # after which a client whose question found no room may come again
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
@@ -98,7 +96,7 @@ class Endpoint:
         self._problem = ""
         self._refused: dict[int, str] = {}
         self._state: dict[str, Any] = {}
-        self._looked_s = 0.0  # at inputs
+        self._watch = drift.Watch()
         self._files: dict[int, Any] = {}  # references to those of the versions that are held
         present = await self._ask(Told({}, "", {}, {}))
         champion = await self._batcher(present, present.version)
@@ -144,11 +142,7 @@ class Endpoint:
     ) -> tuple[Runtime, Floats]:
         """See `Versions.infer`."""
         runtime, found = await self._versions.infer(columns, caller, version)
-        now_s = time.monotonic()
-        if now_s - self._looked_s >= DRIFT_S:
-            self._looked_s = now_s
-            for column, values, strange in drift.strange(runtime.schema, columns):
-                self._counts.compared(runtime.version, column, values, strange)
+        self._watch.look((held.runtime for held in self._held.values()), columns)
         return runtime, found
 
     async def explain(
@@ -207,11 +201,13 @@ class Endpoint:
                 await self._change(present)
                 await asyncio.sleep(ASK_S)
                 attempt, tally = self._versions.take()
-                told = Told(self._counts.snapshot(), attempt, tally, dict(self._refused))
+                seen = self._watch.take()
+                told = Told(self._counts.snapshot(), attempt, tally, dict(self._refused), seen)
                 try:
                     present = await self._ask(told)
                 except BaseException:
                     self._versions.give_back(attempt, tally)
+                    self._watch.give_back(seen)
                     raise
             except (RayError, LeptonRayError) as error:
                 # What went wrong names files and holds traces: it is for the log.

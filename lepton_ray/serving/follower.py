@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from mlflow.exceptions import MlflowException
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lepton_ray.data.drift import Bins
 from lepton_ray.errors import LeptonRayError, ServingError
-from lepton_ray.serving import keys, metrics
+from lepton_ray.serving import drift, keys, manifest, metrics
+from lepton_ray.serving.drift import Drifts, Seen
 from lepton_ray.serving.keys import Key
 from lepton_ray.serving.metrics import Snapshot
 from lepton_ray.tracking import endpoints, registry, store
@@ -37,6 +40,7 @@ LOOK_S = 2.0  # between two looks at the registry
 REPORT_S = 4.0  # between two reports into it; a crash loses what was counted since the last
 STOP_S = 10.0
 
+DRIFTS = 8  # columns of a version that are reported, the furthest
 GONE_S = 10.0  # a replica that has not asked for so long has ended, as far as anyone can see
 FORGET_S = 600.0  # after which it cannot come back, and its counts go into one sum with the others
 
@@ -69,6 +73,8 @@ class Told:
     """Since the last time."""
     refused: dict[int, str]
     """Version -> why this replica does not answer with it."""
+    seen: Seen = field(default_factory=dict)
+    """Since the last time."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,8 @@ class Follower:
         self._attempt = ""
         self._tally: Tally = {}
         self._refused: dict[int, str] = {}
+        self._bins: dict[int, dict[str, Bins]] = {}
+        self._seen: Seen = {}
         self._decision = ""
         self._reported_s = 0.0
         self._looked: asyncio.Task[None] | None = None
@@ -166,6 +174,7 @@ class Follower:
         if told.attempt == self._attempt:
             self._tally = add([self._tally, told.tally])
         self._refused |= told.refused
+        drift.add(self._seen, {v: s for v, s in told.seen.items() if v in self._bins})
         return Present(
             self._version,
             self._tried.canary,
@@ -185,7 +194,8 @@ class Follower:
         """What all replicas have counted; the one that asks tells its own first."""
         now_s = time.monotonic()
         self._board.note(replica, counted, now_s)
-        return {**self._board.totals(now_s), **metrics.of_tally(self._tally)}
+        tried, drifts = metrics.of_tally(self._tally), metrics.of_drifts(self._drifts())
+        return {**self._board.totals(now_s), **tried, **drifts}
 
     async def _start(self) -> None:
         """Look once, then go on looking; at the first call, or a restart's."""
@@ -212,6 +222,8 @@ class Follower:
             self._refused, self._decision = {}, ""
             self._tally = await asyncio.to_thread(self._tally_before, attempt)
         self._version, self._tried, self._files = version, tried, files
+        self._bins = {v: bins for v, bins in self._bins.items() if v in files}
+        self._seen = {v: seen for v, seen in self._seen.items() if v in files}
         self._attempt = attempt
         if tried.canary is not None:
             await self._decide(tried.canary)
@@ -234,7 +246,9 @@ class Follower:
             held = self._files.get(version)
             if held is None:
                 folder = registry.resolve(f"{self._name}/{version}").folder()
-                held = ray.put(read_files(folder))
+                content = read_files(folder)
+                self._bins[version] = drift.read(json.loads(content[manifest.NAME]))
+                held = ray.put(content)
             files[version] = held
         return found, tried, files
 
@@ -247,7 +261,14 @@ class Follower:
 
     async def _decide(self, canary: Canary) -> None:
         refused = self._refused.get(canary.version, "")
-        decision = decide(canary, self._tally, self._version, time.time(), refused)
+        decision = decide(
+            canary,
+            self._tally,
+            self._version,
+            time.time(),
+            refused,
+            self._drifts().get(canary.version, {}),
+        )
         self._decision = decision.reason
         if decision.what == "wait":
             return
@@ -279,8 +300,11 @@ class Follower:
             tally=self._tally,
             decision=self._decision,
             problem=self._problem or "; ".join(self._refused.values()),
-            drift=metrics.drift(self._board.totals(now_s), self._version),
+            drifts={v: dict(list(d.items())[:DRIFTS]) for v, d in self._drifts().items()},
         )
+
+    def _drifts(self) -> Drifts:
+        return drift.compare(self._bins, self._seen)
 
     def _state(self) -> dict[str, Any]:
         canary, shadow = self._tried.canary, self._tried.shadow

@@ -18,12 +18,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
+from lepton_ray.serving.drift import Drifts
 from lepton_ray.tracking.canary import Tally
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-
-DRIFTS = 10  # columns that are told
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -64,18 +63,6 @@ class Metrics:
             "lepton_ray_failures", "Requests that ended in an unexpected error (500).", registry=at
         )
         self.in_flight = Gauge("lepton_ray_in_flight", "Requests in the replicas now.", registry=at)
-        self._inputs = Counter(
-            "lepton_ray_inputs",
-            "Values of a column that were compared with the training data; of a sample.",
-            ["version", "column"],
-            registry=at,
-        )
-        self._strange = Counter(
-            "lepton_ray_inputs_strange",
-            "Of these, numbers out of the training data's range and categories not seen in them.",
-            ["version", "column"],
-            registry=at,
-        )
         self._info = Gauge(
             "lepton_ray_model_info",
             "Replicas that answer with this version.",
@@ -97,11 +84,6 @@ class Metrics:
             self._rows.labels(of).inc(rows)
         if status == 500:
             self._failures.inc()
-
-    def compared(self, version: int, column: str, values: int, strange: int) -> None:
-        """Count a column's values that were compared with the training data."""
-        self._inputs.labels(str(version), column).inc(values)
-        self._strange.labels(str(version), column).inc(strange)
 
     def snapshot(self) -> Snapshot:
         """All values now."""
@@ -135,20 +117,6 @@ def without_gauges(snapshot: Snapshot) -> Snapshot:
     return {name: family for name, family in snapshot.items() if family.kind != "gauge"}
 
 
-def drift(snapshot: Snapshot, version: int) -> dict[str, tuple[int, int]]:
-    """Column -> values compared with a version's training data, and how many of them were strange;
-    the strangest columns only.
-    """
-    found: dict[str, list[int]] = {}
-    for place, name in enumerate(("lepton_ray_inputs", "lepton_ray_inputs_strange")):
-        for (_, labels), value in snapshot.get(name, Family("", "")).samples.items():
-            said = dict(labels)
-            if said["version"] == str(version):
-                found.setdefault(said["column"], [0, 0])[place] = int(value)
-    ranked = sorted(found.items(), key=lambda item: -item[1][1] / max(1, item[1][0]))
-    return {column: (values, strange) for column, (values, strange) in ranked[:DRIFTS] if strange}
-
-
 def of_tally(tally: Tally) -> Snapshot:
     """What is counted of the versions of a canary and a shadow."""
     helps = {
@@ -164,6 +132,24 @@ def of_tally(tally: Tally) -> Snapshot:
         found[full] = Family("gauge", text)
         for version, counts in tally.items():
             found[full].samples[(full, (("version", str(version)),))] = getattr(counts, name)
+    return found
+
+
+def of_drifts(drifts: Drifts) -> Snapshot:
+    """How far requests are from the training data of the versions."""
+    helps = {
+        "psi": ("", "Population stability index of a column's latest values, of a sample."),
+        "unseen": ("_unseen", "Share of these values whose like the training data do not have."),
+        "rows": ("_rows", "How many these values are."),
+    }
+    found: Snapshot = {}
+    for name, (end, text) in helps.items() if drifts else ():
+        full = f"lepton_ray_drift{end}"
+        found[full] = Family("gauge", text)
+        for version, columns in drifts.items():
+            for column, drift in columns.items():
+                labels = (("column", column), ("version", str(version)))
+                found[full].samples[(full, labels)] = getattr(drift, name)
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from lepton_ray.data import fitted
+from lepton_ray.data import drift, fitted
 from lepton_ray.data.decision import Decision
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Inputs
@@ -101,6 +101,10 @@ class Runtime:
             for at in range(0, n, CHUNK)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.schema.outputs))
+
+    def measured(self, columns: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """What of rows is compared with the training data, see `drift.measured`."""
+        return drift.measured(self._preprocess, columns)
 
     def warm_up(self, rows: int = 1) -> None:
         """Answer once, so that the first request does not pay for what the session sets up."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lepton_ray.config.schema import Rule
+from lepton_ray.data.drift import Drift
 
 LEAST_S, STEP = 1e-4, 1.15  # of the buckets of latencies: the p99 is known to 15 %
 CERTAIN = 1.96  # deviations, of which 97.5 % are to one side
@@ -124,13 +125,19 @@ class Decision:
 
 
 def decide(
-    canary: Canary, tally: Tally, champion: int, now_s: float, refused: str = ""
+    canary: Canary,
+    tally: Tally,
+    champion: int,
+    now_s: float,
+    refused: str = "",
+    drifts: Mapping[str, Drift] | None = None,
 ) -> Decision:
     """What becomes of a canary.
 
     Args:
         champion: the version that is champion now.
         refused: why a replica cannot answer with the version, or "".
+        drifts: column -> how far requests are from what the version was trained on.
     """
     rule = canary.rule
     ours = tally.get(canary.version, Counts())
@@ -153,6 +160,12 @@ def decide(
         if ratio > rule.p99_ratio:
             said = f"p99 {ours.p99_s * 1000:.1f} ms is {ratio:.2f} times the champion's"
             broken = f"{said}, at most {rule.p99_ratio:g} is accepted"
+    if not broken and rule.drift is not None:
+        for column, drift in (drifts or {}).items():
+            if drift.psi > rule.drift:
+                said = f"drift {drift.psi:.2f} of {column} from its training data"
+                broken = f"{said}, at most {rule.drift:g} is accepted"
+                break
     if broken:
         return Decision("rollback", broken)
     if left_s > 0:

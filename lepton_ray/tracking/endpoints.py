@@ -24,6 +24,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from lepton_ray.config import schema as config
+from lepton_ray.data.drift import Drift
 from lepton_ray.errors import ModelError
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.canary import Canary, Counts, Decision, Tally
@@ -63,8 +64,8 @@ class Report:
     tally: Tally = field(default_factory=dict)
     decision: str = ""
     problem: str = ""
-    drift: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Column -> values looked at, and how many of them training had not seen the like of."""
+    drifts: dict[int, dict[str, Drift]] = field(default_factory=dict)
+    """Version -> column -> how far requests are from its training data; the furthest only."""
 
 
 def tried(name: str) -> Tried:
@@ -158,8 +159,10 @@ def end_canary(name: str, canary: Canary, decision: Decision) -> bool:
 def report(name: str, said: Report) -> None:
     """Note that an endpoint runs, and forget those that have not for long."""
     store = client()
-    value = {**dataclasses.asdict(said), "tally": {v: c.to_json() for v, c in said.tally.items()}}
-    store.set_registered_model_tag(name, f"{ENDPOINT}{said.id}", json.dumps(value))
+    text = json.dumps(dataclasses.asdict(said))
+    if len(text) > MOST_CHARS:  # columns of long names
+        text = json.dumps(dataclasses.asdict(dataclasses.replace(said, drifts={})))
+    store.set_registered_model_tag(name, f"{ENDPOINT}{said.id}", text)
     for other in reports(name):
         if said.seen_s - other.seen_s > FORGET_S:
             withdraw(name, other.id)
@@ -182,7 +185,14 @@ def _reports(tags: Mapping[str, str]) -> list[Report]:
         if key.startswith(ENDPOINT) and text:
             value = json.loads(text)
             tally = {int(v): Counts.from_json(c) for v, c in value["tally"].items()}
-            found.append(Report(**{**value, "tally": tally}))
+            drifts = {
+                int(v): {column: Drift(**d) for column, d in columns.items()}
+                for v, columns in value.get("drifts", {}).items()
+            }
+            # Another lepton_ray may have told it, which knows other fields.
+            known = {f.name for f in dataclasses.fields(Report)}
+            told = {name: given for name, given in value.items() if name in known}
+            found.append(Report(**{**told, "tally": tally, "drifts": drifts}))
     return found
 
 

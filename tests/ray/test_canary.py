@@ -221,6 +221,26 @@ def test_a_good_canary_is_promoted_when_its_time_is_over(url: str, callers: Call
     wait_for(lambda: all(httpx.get(f"{url}/health").json()["version"] == 1 for _ in range(20)))
 
 
+def test_requests_unlike_the_training_data_are_told(
+    url: str, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = package.rows(dataset.schema, dataset.test_columns, 16)
+    dark = [{"image": [[0.3 * pixel for pixel in line] for line in r["image"]]} for r in rows]
+
+    def told() -> Any:
+        httpx.post(f"{url}/predict", json={"rows": dark}).raise_for_status()
+        return endpoints.reports("tried")[0].drifts
+
+    wait_for(told)
+    (version, columns), *_ = endpoints.reports("tried")[0].drifts.items()
+    assert version == registry.resolve("tried@champion").version
+    assert columns["brightness of image"].psi > 0.25
+    assert main(["status", "tried"]) == 0
+    assert "of brightness of image from the training data of version" in capsys.readouterr().out
+    page = httpx.get(f"{url}/metrics").text
+    assert 'lepton_ray_drift{column="brightness of image",version="1"}' in page
+
+
 def pid_of(actor: Any) -> int:
     return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
 

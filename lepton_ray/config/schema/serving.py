@@ -40,6 +40,9 @@ class Rule(Section):
     further away than ``tolerance``."""
     tolerance: float = Field(0.1, ge=0)
     """In deviations of the training targets."""
+    drift: float | None = Field(None, gt=0)
+    """How far a column of the requests may be from what it was trained on: the population stability
+    index, of 500 rows at least. Left out, that ends no canary."""
     requests: int = Field(200, ge=1)
     """That it must have answered before it is promoted, and both before their p99 is compared."""
 
