@@ -313,12 +313,15 @@ class Follower:
             said["canary"] = {
                 "version": canary.version,
                 "share": canary.share,
+                "instead_of": canary.instead_of,
                 "decision": self._decision,
             }
         if shadow is not None:
             said["shadow"] = {"version": shadow}
         if said:
             said["versions"] = {str(v): c.summary() for v, c in sorted(self._tally.items())}
+        if self._tried.last is not None:
+            said["last"] = self._tried.last
         return said
 
 

@@ -171,6 +171,33 @@ def test_an_image_is_chosen_answered_and_explained(
         expect(page.get_by_role("alert")).to_contain_text("422: image:")
 
 
+def test_what_is_tried_is_told_and_followed(browser: Browser, digits: apps.App) -> None:
+    state = {
+        "canary": {"version": 4, "share": 0.1, "instead_of": 3, "decision": "9 minutes are left"},
+        "shadow": {"version": 5},
+        "versions": {
+            "3": {"requests": 90, "errors": 0, "p99_ms": 4.5},
+            "4": {"requests": 10, "errors": 1, "p99_ms": 5.5, "compared": 10, "agreement": 0.9},
+        },
+    }
+    last = {"version": 4, "outcome": "rolled back", "reason": "errors 10.0% (1 of 10)"}
+    app = apps.app(digits.local.runtime)
+    with served(app) as url, opened(browser, url) as page:
+        tried = page.get_by_role("region", name="Tried beside it")
+        expect(page.get_by_role("button", name="Predict")).to_be_visible()
+        expect(tried).to_be_hidden()
+        app.local.state = state
+        expect(tried).to_contain_text("Version 4 is tried as a canary: it answers 10.0% of callers")
+        expect(tried).to_contain_text("in place of version 3. Until now: 9 minutes are left.")
+        expect(tried).to_contain_text("Version 5 is tried as a shadow")
+        expect(tried.get_by_role("row", name="4 10 1 5.5 10 90.0%")).to_be_visible()
+        looked_at(page, "tried")
+        app.local.state = {"last": last}
+        expect(tried).to_have_text(
+            "Tried beside it The last canary, version 4, was rolled back: errors 10.0% (1 of 10)."
+        )
+
+
 def test_a_table_is_filled_in_by_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"age": rng.uniform(10, 90, 300), "city": ["Bonn", "<b>", "Rom"] * 100})

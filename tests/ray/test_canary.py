@@ -171,6 +171,7 @@ def test_a_canary_that_raises_is_rolled_back_and_nobody_sees_it(
     assert tag.startswith("rolled back: errors 100.0%")
     assert registry.resolve("tried@champion").version == 1
     wait_for(lambda: "canary" not in httpx.get(f"{url}/health").json())
+    wait_for(lambda: httpx.get(f"{url}/health").json().get("last") == last)
     assert main(["status", "tried"]) == 0
     said = capsys.readouterr().out
     assert f"{url}: tried@champion is version 1, 2 replicas" in said
