@@ -71,6 +71,9 @@ def _endpoints(name: str | None, terminal: Terminal) -> dict[str, Any]:
             )
             if report.problem:
                 terminal.say(f"            {report.problem}")
+            for port in report.ports:
+                where = "loopback only" if port.local else "all addresses of its machine"
+                terminal.say(f"            port {port.number}: {port.what}, on {where}")
             for version, columns in report.drifts.items():
                 for column, drift in columns.items():
                     if drift.psi >= NOTICEABLE:
@@ -112,6 +115,7 @@ def _endpoints(name: str | None, terminal: Terminal) -> dict[str, Any]:
                     "seconds_since_heard": round(now_s - r.seen_s, 1),
                     "decision": r.decision,
                     "problem": r.problem,
+                    "ports": [asdict(port) for port in r.ports],
                     "drift": {
                         str(version): {column: asdict(drift) for column, drift in columns.items()}
                         for version, columns in r.drifts.items()

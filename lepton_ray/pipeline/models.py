@@ -33,6 +33,7 @@ def serve_model(
     Raises:
         InputError: for a canary or shadow of another model or of an endpoint that does not follow
             the champion, and to leave an endpoint on a Ray that ends with this command.
+        ServingError: when the model is served on the cluster already.
     """
     version = registry.resolve(reference)
     settings = load(version.folder() / "experiment.yaml").serve
@@ -48,16 +49,18 @@ def serve_model(
             raise InputError(f"--{option} takes a version of {version.name}, but got {tried!r}")
     if embedded:
         endpoint.check_port(settings.host, settings.port)
-    if canary:
-        promotion.canary(canary, terminal)
-    if shadow:
-        promotion.shadow(shadow, terminal)
-    with session.session(address), endpoint.serving(reference, settings, stay=detach) as live:
-        terminal.say(
-            f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs"
-        )
-        if not detach:
-            live.keep(terminal.say)
+    with session.session(address):
+        endpoint.check_free(reference)
+        if canary:
+            promotion.canary(canary, terminal)
+        if shadow:
+            promotion.shadow(shadow, terminal)
+        with endpoint.serving(reference, settings, stay=detach) as live:
+            terminal.say(
+                f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs"
+            )
+            if not detach:
+                live.keep(terminal.say)
     return {"url": live.url, "name": version.name, "version": version.version}
 
 

@@ -107,6 +107,8 @@ class Run:
         if self._from_study:
             past.find(self._from_study, experiment)  # before anything is started
         with session.session(self._address):
+            if "serve" in stages:
+                endpoint.check_free(f"{experiment.name}@champion", share=True)
             plan, self._dataset = make_plan(experiment, address=self._address)
             say(plan.table())
             self._tracker = Tracker(experiment.name, local_root(experiment.storage) / "artifacts")
@@ -322,7 +324,7 @@ class Run:
         name = results["register"]["name"]
         reference = f"{name}@champion"
         start = time.monotonic()
-        with endpoint.serving(reference, self._experiment.serve) as live:
+        with endpoint.serving(reference, self._experiment.serve, share=True) as live:
             self._terminal.say(
                 f"serve  {reference} on {live.url} after {time.monotonic() - start:.0f} s; "
                 f"docs at {live.url}/docs"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import LoggingConfig
 
 from lepton_ray.config.schema import Serve
@@ -20,9 +25,13 @@ from lepton_ray.errors import EndpointError, ServingError
 from lepton_ray.serving import follower, keys
 from lepton_ray.serving.app import application
 from lepton_ray.serving.client import Client
-from lepton_ray.serving.follower import KeySource
+from lepton_ray.serving.follower import About, KeySource
 from lepton_ray.serving.guard import needs_keys
 from lepton_ray.tracking import endpoints, registry
+
+STARTING_S = 60.0  # after its follower, an endpoint has its application
+ALL_S = 3.0  # of the same answer, in which each replica had a turn and has asked its follower
+FOLLOWED_S = 60.0  # in which an endpoint has changed to another version, with much to spare
 
 
 @dataclass(frozen=True)
@@ -59,17 +68,45 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
+def check_free(reference: str, *, share: bool = False) -> None:
+    """No other command serves the model on this cluster.
+
+    Args:
+        share: or one does with the same reference, see `serving`.
+
+    Raises:
+        ServingError: naming the endpoint that there is.
+    """
+    found = _there(reference)
+    if found is None or (share and found[1].reference == reference):
+        return
+    name, about = _name(reference), found[1]
+    raise ServingError(
+        f"{name} is served on this cluster already: {about.reference} at {about.url}. Use that, "
+        f"or end it where it was started, or with lepton-ray serve {name} --stop"
+    )
+
+
 @contextlib.contextmanager
-def serving(reference: str, config: Serve, *, stay: bool = False) -> Iterator[Live]:
+def serving(
+    reference: str, config: Serve, *, stay: bool = False, share: bool = False
+) -> Iterator[Live]:
     """What a reference names, over HTTP, for the time of the block; an alias is followed.
 
     Args:
         stay: leave it up after the block, where no error ended that.
+        share: take the endpoint of the same reference that this cluster has already, once it
+            answers with the version that is named now, and leave it as it is.
 
     Raises:
-        ServingError: when the port is taken, or keys are needed and there are none.
+        ServingError: when the port is taken, the model is served already, or keys are needed and
+            there are none.
         EndpointError: when the application does not become healthy.
     """
+    if share and (found := _there(reference)) and found[1].reference == reference:
+        with _shared(*found) as live:
+            yield live
+        return
     source, key = _keys(config)
     if not serve.status().proxies:  # else the port is taken by the Serve that will answer
         check_port(config.host, config.port)
@@ -83,6 +120,7 @@ def serving(reference: str, config: Serve, *, stay: bool = False) -> Iterator[Li
             f"Serve on this cluster listens at {listening.host}:{listening.port} already, and "
             f"cannot at {config.host}:{config.port} too: set serve.host and serve.port to those"
         )
+    check_free(reference)
     url = f"http://{_reachable(config.host)}:{config.port}"
     following, endpoint = follower.start(reference, version.name, url, source)
     ended = False
@@ -118,10 +156,66 @@ def stop(name: str) -> None:
     if name not in serve.status().applications:
         raise ServingError(f"no endpoint of {name!r} on this cluster: see lepton-ray status")
     serve.delete(name)
-    endpoint = follower.endpoint_id(name)
+    found = follower.find(name)
     follower.stop(name)
-    if endpoint is not None:
-        endpoints.withdraw(name, endpoint)
+    if found is not None:
+        endpoints.withdraw(name, found[1].id)
+
+
+def _name(reference: str) -> str:
+    return re.split("[@/]", reference)[0]
+
+
+def _there(reference: str) -> tuple[Any, About] | None:
+    """The endpoint of the model that this cluster has, or that is being started; not what is left
+    of one whose command was killed."""
+    name = _name(reference)
+    found = follower.find(name)
+    if found is None or name in serve.status().applications or found[1].age_s < STARTING_S:
+        return found
+    return None
+
+
+@contextlib.contextmanager
+def _shared(following: Any, about: About) -> Iterator[Live]:
+    """An endpoint that another command has started.
+
+    Raises:
+        EndpointError: when it does not answer with the version that its reference names.
+    """
+    key, entry = None, None
+    if about.guarded:
+        key, entry = keys.make("lepton-ray itself", ("predict",), None)
+        ray.get(following.admit.remote(entry))
+    try:
+        _wait_for(registry.resolve(about.reference).version, about.url, key)
+        yield Live(about.url, key)
+    finally:
+        if entry is not None:
+            with contextlib.suppress(RayError):  # a follower that ends forgets it by itself
+                ray.get(following.dismiss.remote(entry))
+
+
+def _wait_for(version: int, url: str, key: str | None) -> None:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    said = "nothing"
+    start_s = other_s = time.monotonic()
+    while (now_s := time.monotonic()) < start_s + FOLLOWED_S:
+        good = False
+        try:
+            answer = httpx.get(f"{url}/health", headers=headers, timeout=FOLLOWED_S)
+            said = answer.text[:200]
+            good = answer.status_code == httpx.codes.OK and answer.json()["version"] == version
+        except httpx.TransportError as error:
+            said = str(error)
+        if not good:
+            other_s = now_s
+        elif now_s >= other_s + ALL_S:
+            return
+        time.sleep(0.1)
+    raise EndpointError(
+        f"{url} does not answer with version {version} after {FOLLOWED_S:.0f} s; it said: {said}"
+    )
 
 
 def _keys(config: Serve) -> tuple[KeySource | None, str | None]:

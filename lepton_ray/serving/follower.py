@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 import re
@@ -25,24 +26,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.data.drift import Bins
 from lepton_ray.errors import LeptonRayError, ServingError
-from lepton_ray.serving import drift, keys, manifest, metrics
+from lepton_ray.serving import drift, keys, manifest, metrics, ports
+from lepton_ray.serving.board import Board
 from lepton_ray.serving.drift import Drifts, Seen
 from lepton_ray.serving.keys import Key
 from lepton_ray.serving.metrics import Snapshot
 from lepton_ray.tracking import endpoints, registry, store
 from lepton_ray.tracking.canary import Canary, Tally, add, decide
-from lepton_ray.tracking.endpoints import Report, Tried
+from lepton_ray.tracking.endpoints import Port, Report, Tried
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "lepton_ray"
 LOOK_S = 2.0  # between two looks at the registry
 REPORT_S = 4.0  # between two reports into it; a crash loses what was counted since the last
+PORTS_S = 30.0  # between two looks at those that are open
 STOP_S = 10.0
 
 DRIFTS = 8  # columns of a version that are reported, the furthest
-GONE_S = 10.0  # a replica that has not asked for so long has ended, as far as anyone can see
-FORGET_S = 600.0  # after which it cannot come back, and its counts go into one sum with the others
 
 Files = dict[str, bytes]
 
@@ -95,36 +96,16 @@ class Present:
     """Of what is tried, for ``/health``."""
 
 
-class Board:
-    """What the replicas have counted, and how many there are."""
+@dataclass(frozen=True)
+class About:
+    """An endpoint on this cluster."""
 
-    def __init__(self) -> None:
-        self._forgotten: Snapshot = {}
-        self._last: dict[str, tuple[float, Snapshot]] = {}
-
-    def note(self, replica: str, counted: Snapshot, now_s: float) -> None:
-        """A replica's counts; they take the place of its last ones."""
-        self._last[replica] = (now_s, counted)
-        for name, (at, last) in list(self._last.items()):
-            if now_s - at > FORGET_S:
-                self._forgotten = metrics.total([self._forgotten, metrics.without_gauges(last)])
-                del self._last[name]
-
-    def replicas(self, now_s: float) -> int:
-        """How many there are, at least 1."""
-        return max(1, sum(now_s - at <= GONE_S for at, _ in self._last.values()))
-
-    def totals(self, now_s: float) -> Snapshot:
-        """Of all that are and were: what one has counted is not undone by its end."""
-        return metrics.total(
-            [
-                self._forgotten,
-                *(
-                    counted if now_s - at <= GONE_S else metrics.without_gauges(counted)
-                    for at, counted in self._last.values()
-                ),
-            ]
-        )
+    id: str
+    reference: str
+    url: str
+    guarded: bool
+    """Whether requests need a key."""
+    age_s: float
 
 
 class Follower:
@@ -149,6 +130,7 @@ class Follower:
         self._keys: tuple[Key, ...] = ()
         self._problem = ""
         self._board = Board()
+        self._started_s = time.monotonic()
         self._version = 0
         self._tried = Tried()
         self._files: dict[int, ray.ObjectRef[Files]] = {}
@@ -159,6 +141,8 @@ class Follower:
         self._seen: Seen = {}
         self._decision = ""
         self._reported_s = 0.0
+        self._ports: tuple[Port, ...] = ()
+        self._ports_s = 0.0  # when to look again
         self._looked: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
 
@@ -186,9 +170,25 @@ class Follower:
             self._state(),
         )
 
-    async def id(self) -> str:
-        """Under which it reports."""
-        return self._endpoint
+    async def about(self) -> About:
+        """What it follows, for whoever would start another."""
+        guarded = self._key_source is not None
+        age_s = time.monotonic() - self._started_s
+        return About(self._endpoint, self._reference, self._url, guarded, age_s)
+
+    async def admit(self, key: Key) -> None:
+        """Accept one key more, until it is dismissed or this process ends."""
+        assert self._key_source is not None
+        extra = (*self._key_source.extra, key)
+        self._key_source = dataclasses.replace(self._key_source, extra=extra)
+        self._read_keys()
+
+    async def dismiss(self, key: Key) -> None:
+        """The end of `admit`."""
+        assert self._key_source is not None
+        extra = tuple(k for k in self._key_source.extra if k.id != key.id)
+        self._key_source = dataclasses.replace(self._key_source, extra=extra)
+        self._read_keys()
 
     async def totals(self, replica: str, counted: Snapshot) -> Snapshot:
         """What all replicas have counted; the one that asks tells its own first."""
@@ -289,6 +289,8 @@ class Follower:
 
     def _report(self) -> Report:
         now_s = time.monotonic()
+        if now_s >= self._ports_s:
+            self._ports, self._ports_s = ports.opened(), now_s + PORTS_S
         return Report(
             id=self._endpoint,
             url=self._url,
@@ -300,6 +302,7 @@ class Follower:
             tally=self._tally,
             decision=self._decision,
             problem=self._problem or "; ".join(self._refused.values()),
+            ports=self._ports,
             drifts={v: dict(list(d.items())[:DRIFTS]) for v, d in self._drifts().items()},
         )
 
@@ -330,31 +333,33 @@ def start(reference: str, name: str, url: str, key_source: KeySource | None) -> 
 
     Returns:
         Its handle and the id under which it reports.
+
+    Raises:
+        ServingError: when another is started at the same moment.
     """
     here = ray.get_runtime_context().get_node_id()
     endpoint = uuid.uuid4().hex[:12]
-    stop(name)
-    actor = (
-        ray.remote(Follower)
-        .options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-            runtime_env={"env_vars": {"MLFLOW_TRACKING_URI": store.absolute_uri()}},
-        )
-        .remote(reference, endpoint, url, key_source)
+    stop(name)  # one whose command was killed
+    remote = ray.remote(Follower).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        num_cpus=0,
+        max_restarts=-1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        runtime_env={"env_vars": {"MLFLOW_TRACKING_URI": store.absolute_uri()}},
     )
-    return actor, endpoint
+    try:
+        return remote.remote(reference, endpoint, url, key_source), endpoint
+    except ValueError as error:
+        raise ServingError(f"another command has just begun to serve {name} here") from error
 
 
-def endpoint_id(name: str) -> str | None:
-    """Of a model's endpoint on this cluster, if it has a follower."""
+def find(name: str) -> tuple[Any, About] | None:
+    """The follower of a model's endpoint on this cluster, if it has one that answers."""
     try:
         actor: Any = ray.get_actor(name, namespace=NAMESPACE)
-        return str(ray.get(actor.id.remote(), timeout=STOP_S))
+        return actor, ray.get(actor.about.remote(), timeout=STOP_S)
     except (ValueError, RayError, TimeoutError):
         return None
 

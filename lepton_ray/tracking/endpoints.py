@@ -49,6 +49,16 @@ class Tried:
     last: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Port:
+    """That the Serve of an endpoint has opened beside the endpoint's own."""
+
+    number: int
+    what: str
+    local: bool
+    """Whether it listens on loopback only."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What an endpoint says of itself."""
@@ -66,6 +76,8 @@ class Report:
     problem: str = ""
     drifts: dict[int, dict[str, Drift]] = field(default_factory=dict)
     """Version -> column -> how far requests are from its training data; the furthest only."""
+    ports: tuple[Port, ...] = ()
+    """On the machine of the one that reports."""
 
 
 def tried(name: str) -> Tried:
@@ -192,7 +204,8 @@ def _reports(tags: Mapping[str, str]) -> list[Report]:
             # Another lepton_ray may have told it, which knows other fields.
             known = {f.name for f in dataclasses.fields(Report)}
             told = {name: given for name, given in value.items() if name in known}
-            found.append(Report(**{**told, "tally": tally, "drifts": drifts}))
+            ports = tuple(Port(**port) for port in value.get("ports", ()))
+            found.append(Report(**{**told, "tally": tally, "drifts": drifts, "ports": ports}))
     return found
 
 

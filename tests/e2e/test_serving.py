@@ -22,7 +22,7 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.jobs import proxy
 from lepton_ray.serving import package
 from lepton_ray.serving.load import load_model
-from lepton_ray.tracking import registry
+from lepton_ray.tracking import endpoints, registry
 from tests.e2e.test_demo import DEADLINE_S, Process
 from tests.versions import register
 
@@ -129,6 +129,11 @@ def test_two_endpoints_on_one_machine_promotions_and_a_killed_replica(
     for process in (first, second):
         process.wait_for(lambda process=process: "keep   serving" in process.text())
         assert len(processes(process, "haproxy")) >= 1
+    for name in ("busy", "calm"):
+        wait_for(lambda name=name: endpoints.reports(name)[0].ports)
+        told = {port.what: port for port in endpoints.reports(name)[0].ports}
+        assert {"HAProxy's statistics", "HAProxy's counts"} <= told.keys()
+        assert not told["HAProxy's statistics"].local, "Serve has no setting for its address"
     assert httpx.get(f"{url}/health", headers={"x-request-id": "r-7"}).headers.get_list(
         "x-request-id"
     ) == ["r-7"]

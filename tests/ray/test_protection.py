@@ -17,7 +17,7 @@ from lepton_ray import models
 from lepton_ray.config.schema import Serve
 from lepton_ray.data import Dataset
 from lepton_ray.errors import RefusedRequestError, ServingError
-from lepton_ray.serving import endpoint, keys, package
+from lepton_ray.serving import endpoint, follower, keys, package
 from lepton_ray.serving.client import Client
 from lepton_ray.tracking import registry
 from tests.ray.conftest import experiment
@@ -178,3 +178,27 @@ def test_an_endpoint_without_its_key_file_does_not_start(config: Serve, tmp_path
         endpoint.serving(f"{NAME}@champion", other),
     ):
         pass
+
+
+def test_a_second_command_is_refused_and_a_run_takes_the_endpoint_that_is_there(
+    live: endpoint.Live, config: Serve, rows: list[dict]
+) -> None:
+    actor = ray.get_actor(NAME, namespace=follower.NAMESPACE)
+    said = f"{NAME} is served on this cluster already: {NAME}@champion at {live.url}"
+    for reference in (f"{NAME}@champion", f"{NAME}/1"):
+        with pytest.raises(ServingError, match=said), endpoint.serving(reference, config):
+            pass
+    with pytest.raises(ServingError, match=said):
+        endpoint.check_free(f"{NAME}/1", share=True)
+    endpoint.check_free(f"{NAME}@champion", share=True)
+    endpoint.check_free("another@champion")
+    with endpoint.serving(f"{NAME}@champion", config, share=True) as shared:
+        assert (shared.url, shared.key != live.key) == (live.url, True)
+        with shared.client() as client:
+            for _ in range(10):
+                client.predict(rows)
+    assert shared.key is not None
+    wait_for(lambda: all(status(live.url, shared.key) == 401 for _ in range(20)), WITHIN_S)
+    assert ray.get_actor(NAME, namespace=follower.NAMESPACE) == actor, "the follower lives"
+    with live.client() as client:
+        client.predict(rows)

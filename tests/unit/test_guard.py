@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from lepton_ray.cli import main
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import ServingError
-from lepton_ray.serving import endpoint, keys
-from lepton_ray.serving.follower import FORGET_S, GONE_S, Board, Follower, KeySource, Told
+from lepton_ray.serving import endpoint, follower, keys
+from lepton_ray.serving.board import FORGET_S, GONE_S, Board
+from lepton_ray.serving.follower import About, Follower, KeySource, Told
 from lepton_ray.serving.guard import needs_keys
 from lepton_ray.serving.keys import Key, Keyring
 from lepton_ray.serving.metrics import Metrics, page
@@ -262,6 +264,56 @@ def test_a_key_file_that_is_lost_lets_nobody_in(
     assert len(first.keys) == 1
     assert now.keys == ()
     assert "no key is accepted" in now.problem
+
+
+def test_a_key_for_a_while(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys.create(file, "site", ("predict",), None)
+    following = Follower("people/1", "e", "http://people", KeySource(file))
+    _, entry = keys.make("a run", ("predict",), None)
+
+    async def accepted() -> list[int]:
+        await following.admit(entry)
+        during = len(following._keys)
+        await following.dismiss(entry)
+        return [during, len(following._keys)]
+
+    assert asyncio.run(accepted()) == [2, 1]
+    about = asyncio.run(following.about())
+    assert (about.reference, about.url, about.guarded) == ("people/1", "http://people", True)
+
+
+# --- who serves a model on a cluster --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "age_s", "served", "share", "free"),
+    [
+        ("people@champion", 900, True, False, False),
+        ("people/1", 900, True, False, False),
+        ("people@champion", 5, False, False, False),  # it is being started
+        ("people@champion", 900, False, False, True),  # what a killed command has left
+        ("people@champion", 900, True, True, True),
+        ("people/1", 900, True, True, False),
+    ],
+)
+def test_a_model_is_served_once_on_a_cluster(
+    reference: str,
+    age_s: float,
+    served: bool,
+    share: bool,
+    free: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    about = About("e", "people@champion", "http://people", False, age_s)
+    monkeypatch.setattr(follower, "find", lambda name: (None, about) if name == "people" else None)
+    status = SimpleNamespace(applications={"people": 1} if served else {})
+    monkeypatch.setattr(endpoint.serve, "status", lambda: status)
+    endpoint.check_free("another@champion")
+    if free:
+        endpoint.check_free(reference, share=share)
+        return
+    with pytest.raises(ServingError, match="people@champion at http://people.*serve people --stop"):
+        endpoint.check_free(reference, share=share)
 
 
 # --- limits --------------------------------------------------------------------------------------
