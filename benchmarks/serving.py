@@ -82,7 +82,7 @@ class Bench:
 
         from lepton_ray import data
         from lepton_ray.config import render, validate
-        from lepton_ray.serving import package
+        from lepton_ray.serving import drift, package
         from lepton_ray.serving.signature import signature
         from lepton_ray.tracking import registry
         from lepton_ray.tracking.store import Tracker
@@ -113,7 +113,7 @@ class Bench:
                 experiment_yaml=render(experiment),
                 sample_x=dataset.test.x[:64],
                 max_batch=64,
-                provenance={"data_digest": dataset.digest},
+                provenance={"data_digest": dataset.digest, **drift.to_json(dataset.bins)},
             )
             version = registry.register(
                 experiment.name,
