@@ -14,6 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
@@ -21,6 +23,7 @@ from lepton_ray.data.schema import Schema
 from lepton_ray.errors import InputError
 from lepton_ray.serving import answers, bodies, metrics, tables, tensors
 from lepton_ray.serving.bodies import Bodies
+from lepton_ray.serving.direct import Direct
 from lepton_ray.serving.explain.answers import (
     METHODS,
     ExplainResponse,
@@ -28,7 +31,7 @@ from lepton_ray.serving.explain.answers import (
     check,
     explains,
 )
-from lepton_ray.serving.guard import Guard, exchange_of
+from lepton_ray.serving.guard import Guard, exchange_of, unexpected
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.page import model as page_model
@@ -93,8 +96,8 @@ def build(
     log: Callable[[dict[str, Any]], None],
     echo: bool,
     explain: bool,
-) -> FastAPI:
-    """The application.
+) -> ASGIApp:
+    """The application: the guard, then the short way to ``/predict``, then all routes.
 
     Args:
         keyring, log, echo: see `guard.Guard`.
@@ -111,8 +114,7 @@ def build(
         routes.bodies.close()
 
     api = FastAPI(title=name, description="Served by lepton_ray.", lifespan=lifespan)
-    api.add_middleware(Guard, limits=limits, keyring=keyring, metrics=counts, log=log, echo=echo)
-    for error in (RefusedError, RowsError, RequestValidationError, HTTPException):
+    for error in (RefusedError, RowsError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(error, _refuse)
     api.post(
         "/predict",
@@ -137,7 +139,9 @@ def build(
         api.get(path)(routes.model)
         api.get(f"{path}/ready")(routes.model_ready)
         api.post(f"{path}/infer", openapi_extra={"requestBody": _v2_body()})(routes.v2_infer)
-    return api
+    predict = next(r for r in api.routes if isinstance(r, Route) and r.path == "/predict")
+    direct = Direct(api, predict, routes.predict)
+    return Guard(direct, limits=limits, keyring=keyring, metrics=counts, log=log, echo=echo)
 
 
 class _Routes:
@@ -324,7 +328,8 @@ async def _refuse(request: Request, error: Exception) -> HttpResponse:
         error = RefusedError(422, text)
     elif isinstance(error, HTTPException):
         error = RefusedError(error.status_code, f"{error.detail}: see /docs for the routes")
-    assert isinstance(error, RefusedError | RowsError)
+    if not isinstance(error, RefusedError | RowsError):  # which the guard hears of, and logs
+        error = unexpected(exchange_of(request.scope))
     return answer(request.scope, error)
 
 

@@ -10,11 +10,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError
+from starlette.types import ASGIApp
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
@@ -105,7 +105,7 @@ class Endpoint:
         self._counts.serves(name, present.version)
         self._following = asyncio.create_task(self._follow(present))
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for it here, in the replica, when ``__init__`` is done."""
         return api.build(
             self,

@@ -56,6 +56,11 @@ def exchange_of(scope: Scope) -> Exchange:
     return found
 
 
+def unexpected(exchange: Exchange) -> RefusedError:
+    """A bug: where to find it, and nothing of what it is."""
+    return RefusedError(500, f"unexpected error, in the log as request {exchange.id}")
+
+
 def needs_keys(host: str, keys_file: str | None) -> bool:
     """Whether requests must bring a key: always, unless only this machine can send any."""
     if keys_file is not None:
@@ -158,7 +163,7 @@ class Guard:
         except Exception:
             # The trace is for the log; a client is told nothing of what is inside.
             logger.exception("request %s failed", exchange.id)
-            refused = RefusedError(500, f"unexpected error, in the log as request {exchange.id}")
+            refused = unexpected(exchange)
         if not exchange.status:
             await answer(scope, refused)(scope, receive, send)
 
