@@ -52,6 +52,8 @@ def check(source: str, names: Sequence[str], truth: Truth) -> None:
     Raises:
         DataError: for labels that are too many or too few, or which all rows have, or none.
     """
+    if not len(truth):
+        return  # that there are no samples is told for all kinds
     if len(names) > MAX_CATEGORIES:
         raise DataError(
             f"{source}: a row has some of at most {MAX_CATEGORIES} labels, but there are "
@@ -64,7 +66,7 @@ def check(source: str, names: Sequence[str], truth: Truth) -> None:
         )
     counts = truth.sum(axis=0)
     alike = np.flatnonzero((counts == 0) | (counts == len(truth)))
-    if len(truth) and len(alike):
+    if len(alike):
         first = int(alike[0])
         raise DataError(
             f"{source}: {'no row has' if counts[first] == 0 else 'every row has'} the label "

@@ -106,6 +106,10 @@ def test_the_protocol_says_of_each_label_whether_it_is_there(app: apps.App) -> N
     rows = app.local.runtime.predict(ROWS)
     assert answer[0]["data"] == [name in a.labels for a in rows for name in LABELS]
     assert answer[1]["data"] == pytest.approx([p for a in rows for p in a.probabilities.values()])
+    asked = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+    response = app.post("/v2/models/test/infer", json=asked)
+    behind = response.content[int(response.headers["inference-header-content-length"]) :]
+    assert list(map(bool, behind[:6])) == answer[0]["data"], "a byte for each"
 
 
 def test_the_page_has_examples_of_each_label_with_all_of_theirs(app: apps.App) -> None:

@@ -152,7 +152,7 @@ def test_what_is_wrong_with_labels_is_told(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"target": ["a"]}, "at least 2"),
+        ({"target": ["a"]}, r"a list of at least two columns of labels, but got \['a'\]"),
         ({"target": ["a", "b", "a"]}, "target names each column once, but has 'a' twice"),
         ({"target": ["a", "b"], "separator": "|"}, "but target lists 2: leave it out"),
         ({"target": "a", "separator": "|", "task": "regression"}, "but task is regression"),

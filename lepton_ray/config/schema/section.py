@@ -6,10 +6,21 @@ import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Source = str | Annotated[tuple[str, ...], Field(min_length=1)]
-Target = str | Annotated[tuple[str, ...], Field(min_length=2)]
+
+
+def _named(target: Any) -> Any:
+    several = isinstance(target, list | tuple) and len(target) > 1
+    if isinstance(target, str) or (several and all(isinstance(name, str) for name in target)):
+        return target
+    raise ValueError(
+        f"target names a column, or a list of at least two columns of labels, but got {target!r}"
+    )
+
+
+Target = Annotated[str | Annotated[tuple[str, ...], Field(min_length=2)], BeforeValidator(_named)]
 Separator = Annotated[str, Field(min_length=1)]
 
 
