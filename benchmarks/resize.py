@@ -231,7 +231,7 @@ def logged(input_shape: tuple[int, ...], classes: int, *, log: str, step_s: floa
             self.last: Any = None
 
         def forward(self, x: Any) -> Any:
-            if self.training:
+            if self.training and now:  # not when the first step is rehearsed
                 peers, step = now["peers"], int(self.step)
                 if (peers, step) != self.last:  # once a try, whatever the number of shards here
                     self.last = peers, step

@@ -203,7 +203,7 @@ def _plant_fault(fault: str, rank: int) -> None:
     import numpy as np
     import torch
 
-    from lepton_ray.training import determinism, loop, step
+    from lepton_ray.training import batches, determinism, step
 
     if fault == "threads":
         configure = determinism.configure
@@ -215,7 +215,7 @@ def _plant_fault(fault: str, rank: int) -> None:
 
         determinism.configure = two_threads
     elif fault == "swapped_sample":
-        original = loop.shard_indices
+        original = batches.shard_indices
 
         def swapped(**kwargs: Any) -> Any:
             rows = np.array(original(**kwargs))
@@ -223,7 +223,7 @@ def _plant_fault(fault: str, rank: int) -> None:
                 rows[0] = (rows[0] + 1) % kwargs["samples"]
             return rows
 
-        loop.shard_indices = swapped
+        batches.shard_indices = swapped
     elif fault == "silent_corruption" and rank == 1:
         apply = step.TrainStep._apply
 
@@ -291,11 +291,17 @@ class LiveOutcome:
     """What replica 0, whichever it was, and the coordinator told, in order."""
 
 
-def train_live(experiment: Experiment, members: list[Member], pause_s: float = 0.02) -> LiveOutcome:
+def train_live(
+    experiment: Experiment,
+    members: list[Member],
+    pause_s: float = 0.02,
+    part_bytes: int = 16 << 20,
+) -> LiveOutcome:
     """Train with live replicas that come and go as written; those that are left must agree.
 
     Args:
         pause_s: in every step, so that the members' comings and goings fall into the training.
+        part_bytes: what travels to a joiner at each step boundary; 1 for one tensor.
     """
     from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.membership.coordinator import Coordinator
@@ -324,6 +330,7 @@ def train_live(experiment: Experiment, members: list[Member], pause_s: float = 0
                     secret,
                     folder,
                     pause_s,
+                    part_bytes,
                     theirs,
                 ),
             )
@@ -399,9 +406,11 @@ def _live_replica(
     secret: bytes,
     folder: str,
     pause_s: float,
+    part_bytes: int,
     pipe: Connection,
 ) -> None:
     from lepton_ray import data
+    from lepton_ray.training import joining
     from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.digest import state_sha256
     from lepton_ray.training.loop import Replica
@@ -409,6 +418,7 @@ def _live_replica(
     from lepton_ray.training.membership.live import Live
     from lepton_ray.training.step import TrainStep
 
+    joining.PART_BYTES = part_bytes
     leave = threading.Event()
     if member.corrupt:
         _plant_fault("silent_corruption", 1)

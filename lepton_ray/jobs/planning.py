@@ -100,7 +100,7 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
 
 
 def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[Plan, Dataset]:
-    store.client()
+    store.check()
     if experiment.tune is not None:
         space.check(experiment)
     dataset = data.load(experiment.data, experiment.evaluate.slices)

@@ -99,6 +99,11 @@ class TrainingWatcher:
                         f"redone, stood still {stood:.1f} s"
                     )
                     self._cause = ""
+            case "joined":
+                self._terminal.say(
+                    f"train  step {event['step']}: who joined holds the state, which came in "
+                    f"{event['parts']} parts; {event['hosts']} replicas do the work"
+                )
             case "progress":
                 left = (event["steps"] - event["step"]) / max(event["steps_per_s"], 1e-9)
                 self._terminal.progress(

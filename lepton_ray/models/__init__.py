@@ -33,6 +33,7 @@ BUILT_IN = {
     "text_bag": "lepton_ray.models.text_bag:text_bag",
     "tcn": "lepton_ray.models.tcn:tcn",
     "text_cnn": "lepton_ray.models.text_cnn:text_cnn",
+    "text_transformer": "lepton_ray.models.text_transformer:text_transformer",
     "two_tower": "lepton_ray.models.two_tower:two_tower",
 }
 FACTS = {

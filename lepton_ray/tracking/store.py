@@ -64,6 +64,18 @@ def client() -> MlflowClient:
     return store
 
 
+def check() -> None:
+    """That runs could be recorded, without making a database where there is none.
+
+    Raises:
+        StoreError: when the store cannot be opened or written.
+    """
+    uri = tracking_uri()
+    _check_writable(uri)
+    if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists():
+        client()
+
+
 def top_level_runs(name: str | None, most: int) -> list[Any]:
     """The newest runs that are no trials, each tagged with its experiment's name.
 

@@ -26,11 +26,11 @@ def outputs(
 ) -> Tensor:
     """[n, width] The model's outputs for a split, on every replica. Collective over ``peers``."""
     chunks = -(-len(samples) // CHUNK)
-    replica, replicas = peers.rank, peers.size
+    replica, replicas = peers.rank, peers.hosts
     mine = (
         block(replica, replicas, chunks)
-        if replicas <= chunks
-        else range(replica, min(replica + 1, chunks))
+        if replica < replicas <= chunks
+        else range(replica, min(replica + 1, replicas, chunks))
     )
     whole = torch.zeros(len(samples), width, device=device)
     was_training = model.training

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,13 +43,22 @@ COMPILED_WITH = {
 """What torch.compile says where something is missing on the machine, and what that is."""
 
 
-def name_cause(error: RuntimeError, source: str) -> None:
+@contextlib.contextmanager
+def naming_causes(source: str) -> Iterator[None]:
     """Tell what a person can change from other failures of a step: an operation that has no
     deterministic kernel, or what torch.compile misses.
 
     Raises:
         ExperimentError: naming it, and the way out.
     """
+    try:
+        yield
+    except RuntimeError as error:
+        _name_cause(error, source)
+        raise
+
+
+def _name_cause(error: RuntimeError, source: str) -> None:
     said = str(error)
     if "does not have a deterministic implementation" in said:
         operation = said.splitlines()[0]
@@ -67,7 +77,7 @@ def first_difference(
     """What to say when replicas hold different bytes. Collective over ``peers``."""
     names = [*(f"gradient {i}" for i in range(len(gradients))), *weights]
     mine = [digest.state_sha256({"": t}) for t in (*gradients, *weights.values())]
-    tensor = digest.first_difference(peers.gather_json(mine), names)
+    tensor = digest.first_difference(peers.gather_json(mine)[: peers.hosts], names)
     return (
         f"replicas hold different bytes at step {step}, first in {tensor}: a replica's hardware or "
         "a model that keeps state outside its parameters and buffers"

@@ -18,14 +18,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lepton_ray import models
 from lepton_ray.config.schema import Experiment
-from lepton_ray.data.augment import augment, draws
 from lepton_ray.data.dataset import Dataset
-from lepton_ray.data.order import key, shard_indices, steps_per_epoch
+from lepton_ray.data.order import steps_per_epoch
 from lepton_ray.errors import DataError, DivergenceError, TrainingError
 from lepton_ray.training import allocator, determinism, digest, evaluation, exactness
+from lepton_ray.training.batches import batches
 from lepton_ray.training.checkpoint import CheckpointFolder
+from lepton_ray.training.joining import Arrival
 from lepton_ray.training.membership import (
     DoubtError,
     Entry,
@@ -36,10 +36,9 @@ from lepton_ray.training.membership import (
     delivery,
 )
 from lepton_ray.training.metrics import direction
-from lepton_ray.training.optimization import build_optimizer
 from lepton_ray.training.profiler import Profiler
 from lepton_ray.training.saving import Saver
-from lepton_ray.training.state import TrainState, averaged_copy
+from lepton_ray.training.state import initial_state
 from lepton_ray.training.step import TrainStep
 from lepton_ray.training.tasks import task_of
 
@@ -89,6 +88,7 @@ class Replica:
         self._saver: Saver | None = None
         self._profiler: Profiler | None = None
         self._has_state = False
+        self._arrival: Arrival | None = None
         self._told_at = time.monotonic()
         self._stepped_at: float | None = None
         self.epoch_steps = steps_per_epoch(len(dataset.train), train.batch)
@@ -98,32 +98,22 @@ class Replica:
                 f"{len(dataset.train)} samples: set a smaller batch"
             )
         self.total_steps = train.epochs * self.epoch_steps
-        self.state = self._initial_state()
-        self._step = TrainStep(
-            self.state,
-            train,
-            total_steps=self.total_steps,
-            loss=self._task.loss,
-            fetch=self._fetch,
-            device=self.device,
-        )
+        self._begin()
         self._join()
 
-    def _initial_state(self) -> TrainState:
-        train, dataset = self.experiment.train, self.dataset
-        torch.manual_seed(key(train.seed, "init"))
-        model = models.build(
-            self.experiment.model,
-            dataset.preprocess.input_shape,
-            dataset.schema.outputs,
-            dataset.preprocess.facts,
-        ).to(self.device)
-        exactness.refuse_inexact(model)
-        optimizer = build_optimizer(
-            train.optimizer, [p for p in model.parameters() if p.requires_grad]
+    def _begin(self) -> None:
+        self.state = initial_state(self.experiment, self.dataset, self.device)
+        self._step = TrainStep(
+            self.state,
+            self.experiment.train,
+            total_steps=self.total_steps,
+            loss=self._task.loss,
+            fetch=batches(self.experiment.train, self.dataset.train, self.device),
+            device=self.device,
         )
-        averaged = averaged_copy(model) if train.ema is not None else None
-        return TrainState(model=model, optimizer=optimizer, averaged=averaged)
+        if self._membership.lasting:
+            with exactness.naming_causes(self.experiment.name):
+                self._step.rehearse()
 
     def _join(self, *, done: bool = False) -> bool:
         """Become part of the next generation; False when the run has ended instead."""
@@ -142,6 +132,8 @@ class Replica:
                     raise
 
     def _take_part(self, entry: Entry) -> None:
+        if self._arrival and not self._has_state:
+            self._begin()  # what it holds is void
         self.peers = entry.peers
         self._step.join(self.peers)
         if entry.restore and self.peers.rank == entry.source:
@@ -152,7 +144,9 @@ class Replica:
             found = delivery.deliver(self.peers, tensors, values, entry.source, entry.behind)
             if self.peers.rank in entry.behind:
                 self.state.load(*found)
-        self._has_state = True
+        self._has_state = self.peers.rank not in entry.joining
+        self._arrival = Arrival(self.state, entry) if entry.joining else None
+        self._take_in()
         if self.peers.rank == 0:
             self._take_charge(restored=entry.restore)
         else:
@@ -169,6 +163,19 @@ class Replica:
                 "profile": self.profile.to_json(),
             }
         )
+
+    def _take_in(self, *, to_the_end: bool = False) -> None:
+        """Bring those that join further; they do their share once they hold the whole state."""
+        arrival = self._arrival
+        if arrival is None or not arrival.go_on(to_the_end=to_the_end):
+            return
+        self._arrival = None
+        self._has_state = True
+        self.peers.hosts = self.peers.size
+        self._step.join(self.peers)
+        if arrival.parts > 1:
+            told = {"step": self.state.step, "parts": arrival.parts, "hosts": self.peers.hosts}
+            self._report({"kind": "joined", **told})
 
     def _part(self) -> None:
         """Let the generation go, so that those who still wait in it are told."""
@@ -219,6 +226,7 @@ class Replica:
         while True:
             try:
                 if self.finished:
+                    self._take_in(to_the_end=True)
                     if self._saver:  # before others hear of the end, and end this process
                         self._saver.save(self.state)
                     if not self._join(done=True):
@@ -266,13 +274,14 @@ class Replica:
     def advance(self) -> None:
         """One step and what follows it: digest, checkpoint, a change of the generation."""
         began, waited = time.monotonic(), self.peers.waited_s
-        try:
-            self._step.run(wish=self._membership.change_wished())
-        except RuntimeError as error:
-            exactness.name_cause(error, self.experiment.name)
-            raise
-        own_s = time.monotonic() - began - (self.peers.waited_s - waited)
-        self._membership.note_pace(own_s / self._step.hosted)
+        # Others that come wait until those that join have; one that leaves may have no time to.
+        ask = self._membership
+        wish = ask.leaving if self._arrival else ask.change_wished()
+        with exactness.naming_causes(self.experiment.name):
+            self._step.run(wish=wish)
+        if self._step.hosted:
+            own_s = time.monotonic() - began - (self.peers.waited_s - waited)
+            ask.note_pace(own_s / self._step.hosted)
         if self._profiler:
             self._profiler.step()
         now = time.monotonic()
@@ -287,11 +296,13 @@ class Replica:
         if self._saver:
             self._saver.after_step(self.state)
         self._report_progress()
+        self._take_in()
         if self._step.wished and self.state.step < self.total_steps:
             self._change()
 
     def _change(self) -> None:
         """On to the next generation; a replica that leaves saves what might be lost with it."""
+        self._take_in(to_the_end=True)
         if self._membership.leaving:
             if self._saver:
                 self._saver.save(self.state)
@@ -352,9 +363,10 @@ class Replica:
         link = digest.link(state.digest, state.step, [*gradients, *weights.values()])
         state.links.append((state.step, link))
         if self.peers.size > 1:
-            rows = self.peers.gather(torch.tensor(list(bytes.fromhex(link)), dtype=torch.uint8))
-            if bool((rows != rows[0]).any()):
-                links = [bytes(row.tolist()).hex() for row in rows]
+            mine = torch.tensor(list(bytes.fromhex(link)), dtype=torch.uint8)
+            rows = self.peers.gather(mine)[: self.peers.hosts]
+            links = [bytes(row.tolist()).hex() for row in rows]
+            if len(set(links)) > 1:
                 self._settle(links, weights, gradients)
         self._report({"kind": "digest", "step": state.step, "digest": link})
 
@@ -375,25 +387,8 @@ class Replica:
         if not wrong or not self._membership.lasting:
             raise DivergenceError(what)
         if self.peers.rank in wrong:
-            raise OutvotedError(f"{what}; {self.peers.size - len(wrong)} others agree")
-        if self._checkpoints and self.peers.rank == min(set(range(self.peers.size)) - set(wrong)):
+            raise OutvotedError(f"{what}; {len(links) - len(wrong)} others agree")
+        if self._checkpoints and self.peers.rank == min(set(range(len(links))) - set(wrong)):
             checked = [step for step, _ in self.state.links[:-1]]
             self._checkpoints.drop_after(checked[-1] if checked else -1)
         raise DoubtError(what)
-
-    def _fetch(self, step: int, shard: int) -> tuple[Tensor, Tensor]:
-        train, samples = self.experiment.train, self.dataset.train
-        epoch, epoch_step = divmod(step, self.epoch_steps)
-        rows = shard_indices(
-            seed=train.seed,
-            epoch=epoch,
-            step=epoch_step,
-            shard=shard,
-            shards=train.n_shards,
-            batch=train.batch,
-            samples=len(samples),
-        )
-        x, y = samples.batch(rows, key(train.seed, "draw", step, shard))
-        if train.augment is not None:
-            x = augment(x, draws(train.seed, epoch, len(samples))[rows], train.augment)
-        return torch.from_numpy(x).to(self.device), torch.from_numpy(y).to(self.device)

@@ -36,7 +36,7 @@ class Reduction:
         self._peers = peers
         replicas, replica = peers.size, peers.rank
         self._nodes: list[list[Node]] = [
-            covering(block(r, replicas, shards), shards) for r in range(replicas)
+            covering(hosted(peers, r, shards), shards) for r in range(replicas)
         ]
         total = sum(self._numels)
         self._piece = -(-total // replicas)
@@ -80,6 +80,11 @@ class Reduction:
         self._peers.wait(self._work)
         self._work = None
         return list(self._result[: sum(self._numels)].split(self._numels))
+
+
+def hosted(peers: Peers, replica: int, shards: int) -> range:
+    """The shards of one replica; none of one that is still joining."""
+    return block(replica, peers.hosts, shards) if replica < peers.hosts else range(0)
 
 
 def buckets(numels: Sequence[int], limit_bytes: int = BUCKET_BYTES) -> list[list[int]]:

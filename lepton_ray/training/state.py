@@ -7,14 +7,20 @@ the step.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lepton_ray import models
+from lepton_ray.config.schema import Experiment
+from lepton_ray.data.dataset import Dataset
+from lepton_ray.data.order import key
 from lepton_ray.errors import CheckpointError
+from lepton_ray.training.exactness import refuse_inexact
+from lepton_ray.training.optimization import build_optimizer
 
 
 @dataclass
@@ -60,13 +66,34 @@ class TrainState:
         copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
         return copies, values
 
-    def view(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """`dump` without the copies: the next step changes the tensors."""
+    def parts(self, limit_bytes: int) -> list[list[str]]:
+        """Names of the model's weights, cut where the weights of a part reach a size."""
+        cut: list[list[str]] = []
+        size = limit_bytes
+        for name, weight in self.model.state_dict().items():
+            if size >= limit_bytes:
+                cut.append([])
+                size = 0
+            cut[-1].append(name)
+            size += weight.nbytes
+        return cut
+
+    def view(self, of: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`dump` without the copies: the next step changes the tensors.
+
+        Args:
+            of: only tensors and numbers that belong to these of the model's weights.
+        """
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
         for prefix, weights in self._weights().items():
-            tensors.update({f"{prefix}.{name}": t for name, t in weights.items()})
+            tensors.update(
+                {f"{prefix}.{n}": t for n, t in weights.items() if of is None or n in of}
+            )
+        trained = [n for n, p in self.model.named_parameters() if p.requires_grad]
         for index, slots in self.optimizer.state_dict()["state"].items():
+            if of is not None and trained[index] not in of:
+                continue
             for name, value in slots.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{index}.{name}"] = value
@@ -87,14 +114,19 @@ class TrainState:
         }
         return tensors, values
 
-    def load(self, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> None:
+    def load(
+        self, tensors: Mapping[str, Tensor], values: dict[str, Any], *, whole: bool = True
+    ) -> None:
         """Become the state that was dumped; the model and optimizer must be of the same shapes.
+
+        Args:
+            whole: if not, tensors and the optimizer's numbers that are not given stay.
 
         Raises:
             CheckpointError: when tensors are missing or of other shapes.
         """
         best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
-        self.best = best or None
+        self.best = (best if whole else {**(self.best or {}), **best}) or None
         try:
             for prefix, module in (("model", self.model), ("averaged", self.averaged)):
                 if module is not None:
@@ -103,10 +135,11 @@ class TrainState:
                         for n, t in tensors.items()
                         if n.startswith(f"{prefix}.")
                     }
-                    module.load_state_dict(part)
+                    module.load_state_dict(part, strict=whole)
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint is of another model: {error}") from error
-        slots: dict[int, dict[str, Any]] = {}
+        packed = self.optimizer.state_dict()
+        slots: dict[int, dict[str, Any]] = {} if whole else packed["state"]
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, slot = name.split(".", 2)
@@ -114,9 +147,7 @@ class TrainState:
         for name, value in values["optimizer"].items():
             index, slot = name.split(".", 1)
             slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict(
-            {"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
+        self.optimizer.load_state_dict({"state": slots, "param_groups": packed["param_groups"]})
         self.step = int(values["step"])
         loss = values["loss"]
         self.loss = None if loss is None else torch.tensor([loss])
@@ -131,6 +162,26 @@ class TrainState:
         if self.best is not None:
             parts["best"] = self.best
         return parts
+
+
+def initial_state(experiment: Experiment, dataset: Dataset, device: torch.device) -> TrainState:
+    """What training starts from: weights drawn from the seed.
+
+    Raises:
+        ExperimentError: when the model cannot be trained exactly.
+    """
+    train = experiment.train
+    torch.manual_seed(key(train.seed, "init"))
+    model = models.build(
+        experiment.model,
+        dataset.preprocess.input_shape,
+        dataset.schema.outputs,
+        dataset.preprocess.facts,
+    ).to(device)
+    refuse_inexact(model)
+    optimizer = build_optimizer(train.optimizer, [p for p in model.parameters() if p.requires_grad])
+    averaged = averaged_copy(model) if train.ema is not None else None
+    return TrainState(model=model, optimizer=optimizer, averaged=averaged)
 
 
 def averaged_copy(model: nn.Module) -> nn.Module:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from lepton_ray.config.schema import Train
 from lepton_ray.data.order import key
+from lepton_ray.training.batches import Batch
 from lepton_ray.training.determinism import seed_everything
 from lepton_ray.training.membership import Peers
 from lepton_ray.training.optimization import learning_rate_factor
-from lepton_ray.training.reduction import Reduction, buckets
-from lepton_ray.training.shards import block, merges
+from lepton_ray.training.reduction import Reduction, buckets, hosted
+from lepton_ray.training.shards import merges
 from lepton_ray.training.state import TrainState
 
-Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -78,8 +78,8 @@ class TrainStep:
         """Whether any replica wished for the next generation when the last step began."""
 
     def join(self, peers: Peers) -> None:
-        """Do the next steps with these."""
-        self._hosted = block(peers.rank, peers.size, self._shards)
+        """Do the next steps with these; again when their ``hosts`` are others."""
+        self._hosted = hosted(peers, peers.rank, self._shards)
         self._merges = merges(self._hosted, self._shards)
         self._reductions = []
         if peers.size > 1:
@@ -87,6 +87,17 @@ class TrainStep:
                 Reduction([self._numels[i] for i in bucket], self._shards, peers, self._device)
                 for bucket in self._buckets
             ]
+
+    def rehearse(self) -> None:
+        """Forward and backward of one shard for nothing: what is compiled, loaded or allocated the
+        first time is not waited for by others then."""
+        before = [b.clone() for b in self._buffers]
+        try:
+            self._loss_of(0, 0, before).backward()
+        finally:
+            self._restore(before)
+        for parameter in self._parameters:
+            parameter.grad = None
 
     @property
     def hosted(self) -> int:
@@ -113,22 +124,8 @@ class TrainStep:
         """
         state, step = self._state, self._state.step
         before = [b.clone() for b in self._buffers]
-        stack: list[list[Tensor]] = []
         try:
-            for shard, additions in zip(self._hosted, self._merges, strict=True):
-                loss = self._loss_of(step, shard, before)
-                tail = self._tail(shard, before, loss, wish)
-                if self._reductions and shard == self._hosted.stop - 1:
-                    reduced = self._backward_and_reduce(loss, tail, stack, additions)
-                    break
-                loss.backward()
-                stack.append([*self._take_gradients(), *tail])
-                for _ in range(additions):
-                    right = stack.pop()
-                    torch._foreach_add_(stack[-1], right)
-            else:
-                (reduced,) = stack
-                torch._foreach_mul_(reduced, 1.0 / self._shards)
+            reduced = self._reduced(step, before, wish)
         except BaseException:
             self._restore(before)
             raise
@@ -136,6 +133,27 @@ class TrainStep:
         state.loss = reduced[-2].clone()
         self.wished = bool(reduced[-1] > 0)
         state.step += 1
+
+    def _reduced(self, step: int, before: list[Tensor], wish: bool) -> list[Tensor]:
+        """Gradients, buffer changes, loss and wish: added over all shards, and scaled."""
+        if not self._hosted:
+            for reduction in self._reductions:
+                reduction.start([])
+            return self._gather()
+        stack: list[list[Tensor]] = []
+        for shard, additions in zip(self._hosted, self._merges, strict=True):
+            loss = self._loss_of(step, shard, before)
+            tail = self._tail(shard, before, loss, wish)
+            if self._reductions and shard == self._hosted.stop - 1:
+                return self._backward_and_reduce(loss, tail, stack, additions)
+            loss.backward()
+            stack.append([*self._take_gradients(), *tail])
+            for _ in range(additions):
+                right = stack.pop()
+                torch._foreach_add_(stack[-1], right)
+        (reduced,) = stack
+        torch._foreach_mul_(reduced, 1.0 / self._shards)
+        return reduced
 
     def reduced_gradients(self) -> list[Tensor]:
         """The gradients the last step applied, after clipping; valid until the next step."""
@@ -209,13 +227,17 @@ class TrainStep:
                 handle.remove()
         while self._sent < len(self._buckets):  # held up by a parameter this shard did not use
             self._send(tail, stack, additions)
+        return self._gather()
+
+    def _gather(self) -> list[Tensor]:
+        """What all buckets add up to, once every replica has sent its own."""
         for reduction in self._reductions:
             reduction.gather()
-        shapes = [*self._parameters, *tail]
-        reduced: list[Tensor] = [torch.empty(0)] * len(shapes)
+        reduced: list[Tensor] = [torch.empty(0)] * len(self._numels)
         for bucket, reduction in zip(self._buckets, self._reductions, strict=True):
             for index, flat in zip(bucket, reduction.finish(), strict=True):
-                reduced[index] = flat.view_as(shapes[index])
+                is_gradient = index < len(self._parameters)
+                reduced[index] = flat.view_as(self._parameters[index]) if is_gradient else flat
         return reduced
 
     def _send(self, tail: list[Tensor], stack: list[list[Tensor]], additions: int) -> None:

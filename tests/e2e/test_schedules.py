@@ -13,4 +13,7 @@ from tests.unit.test_live import check, schedule
 def test_a_random_schedule_keeps_the_bytes(seed: int) -> None:
     model, optimizer = PAIRS[seed]
     members = schedule(seed)
-    check(train_live(experiment(model, optimizer), members), model, optimizer, members)
+    outcome = train_live(
+        experiment(model, optimizer), members, part_bytes=1 if seed % 2 else 16 << 20
+    )
+    check(outcome, model, optimizer, members)

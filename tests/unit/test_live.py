@@ -47,17 +47,26 @@ def test_those_behind_take_the_state_of_the_furthest() -> None:
     there = [
         arrived("a", (5, 0), member=True),
         arrived("b", (6, 0), member=True),
-        arrived("c"),
         arrived("d", (6, 0), member=True),
     ]
+    assert decide(there, 1) == Generation(members=("a", "b", "d"), source=1, behind=(0,))
+
+
+def test_those_without_a_state_come_last_and_take_it_while_the_others_train() -> None:
+    there = [
+        arrived("a"),
+        arrived("b", (6, 0), member=True),
+        arrived("c", guaranteed=True),
+        arrived("d", (5, 0), member=True),
+    ]
     assert decide(there, 1) == Generation(
-        members=("a", "b", "c", "d"), source=1, behind=(0, 2), restore=False
+        members=("b", "d", "a", "c"), source=0, behind=(1,), joining=(2, 3)
     )
 
 
 def test_an_epoch_more_is_further() -> None:
     there = [arrived("a", (7, 0), member=True), arrived("b", (7, 1), member=True)]
-    assert decide(there, 1) == Generation(members=("a", "b"), source=1, behind=(0,), restore=False)
+    assert decide(there, 1) == Generation(members=("a", "b"), source=1, behind=(0,))
 
 
 def test_live_replicas_train_on_without_the_guaranteed_ones_but_do_not_end_the_run() -> None:
@@ -84,7 +93,7 @@ def test_one_that_leaves_hands_its_state_over_first() -> None:
         arrived("b", guaranteed=True),
         arrived("c", leaving=True),
     ]
-    assert decide(there, 1) == Generation(members=("b", "a"), source=1, behind=(0,), restore=False)
+    assert decide(there, 1) == Generation(members=("a", "b"), source=0, joining=(1,))
 
 
 def enter(member: Live, progress: Any = None) -> Thread:
@@ -168,6 +177,49 @@ def test_joining_and_leaving_lose_no_step() -> None:
     assert lost_steps(outcome) == 0
 
 
+LARGE = {"epochs": 4, "ema": 0.9, "early_stop": {"metric": "val_loss", "patience": 5}, "clip": 0.5}
+
+
+@pytest.mark.parametrize("fate", ["stays", "is killed", "its source is killed"])
+def test_a_state_comes_in_parts_while_the_others_train(fate: str) -> None:
+    """One tensor at each boundary: over the end of an epoch, a link of the digest, a checkpoint."""
+    asked = experiment("cnn", "adamw", digest_every=2, **LARGE)
+    source = Member(kill=Kill(-1, 7, "heal")) if fate == "its source is killed" else Member()
+    joiner = Member(joins_at=2, kill=Kill(-1, 7, "heal") if fate == "is killed" else None)
+    outcome = train_live(asked, [source, Member(), joiner], part_bytes=1)
+    expected = train(asked, [Fixed(1)])
+    assert outcome.sha256 == expected.sha256
+    assert (outcome.digest, outcome.history) == (expected.digest, expected.history)
+    joined = [e for e in outcome.events if e["kind"] == "joined"]
+    assert lost_steps(outcome) == 0
+    if fate == "stays":
+        (event,) = joined
+        assert event["hosts"] == 3
+        (began,) = [e["step"] for e in outcome.events if e["kind"] == "start"][1:]
+        assert event["step"] - began == event["parts"] - 1 > 7, "one part a step"
+    else:
+        assert not [e for e in joined if e["step"] <= 7]
+
+
+def test_one_whose_state_came_in_part_starts_anew_when_all_others_are_gone() -> None:
+    """There is no checkpoint, and what it has is void."""
+    asked = experiment("cnn", "adamw", checkpoint={"every_s": 1e9, "every_steps": 10**9})
+    members = [Member(kill=Kill(-1, 7, "heal")), Member(joins_at=2)]
+    outcome = train_live(asked, members, part_bytes=1)
+    assert outcome.sha256 == train(asked, [Fixed(1)]).sha256
+    assert [e["step"] for e in outcome.events if e["kind"] == "start"][-1] == 0
+
+
+def test_one_that_leaves_hands_all_over_that_has_not_arrived() -> None:
+    members = [Member(leaves_at=12), Member(joins_at=2)]
+    outcome = train_live(experiment("cnn", "adamw"), members, pause_s=0.1, part_bytes=1)
+    check(outcome, "cnn", "adamw", members)
+    (event,) = (e for e in outcome.events if e["kind"] == "joined")
+    (began,) = [e["step"] for e in outcome.events if e["kind"] == "start" and e["replicas"] == 2]
+    assert began < event["step"] < began + event["parts"] - 1
+    assert lost_steps(outcome) == 0
+
+
 @pytest.mark.parametrize("phase", ["backward", "gather", "optimizer", "measure"])
 def test_the_loss_of_replica_0_costs_the_step_in_flight(phase: str) -> None:
     members = [Member(kill=Kill(0, 7, phase)), Member(), Member()]
@@ -242,4 +294,7 @@ def test_one_that_computes_wrongly_is_outvoted_and_its_steps_are_done_again() ->
 def test_live_soak(seed: int) -> None:
     model, optimizer = PAIRS[seed % len(PAIRS)]
     members = schedule(seed)
-    check(train_live(experiment(model, optimizer), members), model, optimizer, members)
+    outcome = train_live(
+        experiment(model, optimizer), members, part_bytes=1 if seed % 2 else 16 << 20
+    )
+    check(outcome, model, optimizer, members)

@@ -38,6 +38,13 @@ def plan(**sections):
     return make_plan(validate({**SMALL, **sections}))[0]
 
 
+def test_a_plan_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    plan()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_plan_tries_a_real_step() -> None:
     found = plan(train={"epochs": 2, "batch": 64})
     assert found.samples == {"train": 486, "validation": 53, "test": 1258}
@@ -121,8 +128,8 @@ def test_a_compiled_model_needs_a_compiler() -> None:
 
 def test_a_compiled_model_needs_pythons_headers() -> None:
     said = RuntimeError("C++ compile error\nfatal error: Python.h: No such file or directory")
-    with pytest.raises(ExperimentError, match="python3-dev"):
-        exactness.name_cause(said, "here")
+    with pytest.raises(ExperimentError, match="python3-dev"), exactness.naming_causes("here"):
+        raise said
 
 
 def test_what_a_model_prints_is_no_part_of_the_answer(

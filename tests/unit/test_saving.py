@@ -71,7 +71,7 @@ def test_no_checkpoint_of_void_steps_lands_after_a_vote(
         there.append([saved.step for saved in folder.list()])
         return [["other"] * len(mine) if rank == wrong else mine for rank in range(3)]
 
-    here.peers = SimpleNamespace(rank=0, size=3, gather_json=gather_json)
+    here.peers = SimpleNamespace(rank=0, size=3, hosts=3, gather_json=gather_json)
     here._membership.lasting = True
     here.state.links.append((4, "differs"))
     links = ["differs" if rank == wrong else "common" for rank in range(3)]

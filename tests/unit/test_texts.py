@@ -213,7 +213,12 @@ def test_a_model_learns_what_the_words_say_and_beats_chance(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "model", [{"name": "text_bag", "ngrams": 2, "buckets": 64}, {"name": "text_cnn", "width": 8}]
+    "model",
+    [
+        {"name": "text_bag", "ngrams": 2, "buckets": 64},
+        {"name": "text_cnn", "width": 8},
+        {"name": "text_transformer", "width": 16, "layers": 1},
+    ],
 )
 def test_any_size_and_a_kill_give_the_bytes_of_one_replica(tmp_path: Path, model: dict) -> None:
     asked = experiment(apps.write_reviews(tmp_path / "t.csv"), model)
@@ -231,10 +236,25 @@ def test_the_end_of_a_text_is_not_part_of_it() -> None:
     assert not torch.equal(bag(torch.tensor([[4, 3, 0]])), bag(short)), "pairs have an order"
 
 
+def test_a_transformer_sees_the_words_of_a_text_in_their_order() -> None:
+    torch.manual_seed(0)
+    model = models.build(Model(name="text_transformer"), (6,), 2, {"vocabulary": 9}).eval()
+    text = torch.tensor([[3, 4, 5, 0, 0, 0]])
+    with torch.no_grad():
+        before, turned = model(text), model(torch.tensor([[4, 3, 5, 0, 0, 0]]))
+        empty = model(torch.zeros(1, 6, dtype=torch.int64))
+        model.positions[3:] += 1.0
+        assert torch.equal(model(text), before), "what is behind the end has no weight"
+    assert not torch.allclose(before, turned)
+    assert empty.isfinite().all()
+    with pytest.raises(ExperimentError, match="heads must divide width 64, but got 5"):
+        models.build(Model(name="text_transformer", heads=5), (6,), 2, {"vocabulary": 9})
+
+
 @pytest.mark.parametrize(
     ("name", "vocabulary", "said"),
     [
-        ("mlp", 9, "mlp takes no texts .*: set one of text_bag, text_cnn"),
+        ("mlp", 9, "mlp takes no texts .*: set one of text_bag, text_cnn, text_transformer"),
         ("text_cnn", None, "text_cnn takes texts only: set one of cnn, linear, mlp"),
     ],
 )

@@ -53,7 +53,9 @@ class Entry:
     source: int
     """Rank that holds the state to go on from."""
     behind: tuple[int, ...] = ()
-    """Ranks that need that state."""
+    """Ranks that need that state before training goes on."""
+    joining: tuple[int, ...] = ()
+    """The last ranks, if they have no state: they take it while the others train on."""
     restore: bool = False
     """Nobody holds a state: the source looks for a checkpoint first."""
 

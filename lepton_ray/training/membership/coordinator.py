@@ -241,6 +241,7 @@ class Coordinator:
                 "size": len(following.members),
                 "source": following.source,
                 "behind": following.behind,
+                "joining": following.joining,
                 "restore": following.restore,
             }
             self._send(name, message)

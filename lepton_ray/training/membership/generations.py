@@ -44,9 +44,11 @@ class Generation:
     """In rank order."""
     source: int
     """Rank whose state all go on from."""
-    behind: tuple[int, ...]
-    """Ranks that need it."""
-    restore: bool
+    behind: tuple[int, ...] = ()
+    """Ranks that need it before they can go on."""
+    joining: tuple[int, ...] = ()
+    """Ranks that have none yet, the last ones: they take it while the others go on."""
+    restore: bool = False
     """Nobody has a state: the source takes the last checkpoint's, or starts anew."""
 
 
@@ -90,11 +92,12 @@ def decide(standings: Sequence[Standing], minimum: int) -> Generation | End | No
     if all(s.done for s in there):
         return End() if complete else None
     furthest = max(states)
+    there.sort(key=lambda s: s.progress is None)  # stable
     return Generation(
         members=tuple(s.id for s in there),
         source=next(r for r, s in enumerate(there) if s.progress == furthest),
-        behind=tuple(r for r, s in enumerate(there) if s.progress != furthest),
-        restore=False,
+        behind=tuple(r for r, s in enumerate(there) if s.progress not in (furthest, None)),
+        joining=tuple(range(len(states), len(there))),
     )
 
 

@@ -117,6 +117,7 @@ class Live:
                         peers=peers,
                         source=message["source"],
                         behind=tuple(message["behind"]),
+                        joining=tuple(message["joining"]),
                         restore=message["restore"],
                     )
 
@@ -152,7 +153,7 @@ class Live:
                 continue
             if isinstance(group, Exception):
                 raise LostPeerError(str(group))
-            return Peers(group, lost=lost)
+            return Peers(group, lost=lost, joining=len(message["joining"]))
 
     def _connect(self, profile: dict[str, Any] | None) -> None:
         """Wait for the network if it is what fails: with the run, Ray ends this process too.

@@ -26,6 +26,7 @@ class Peers:
         device: of the tensors that this class sends for itself.
         lost: set when the generation ends; a collective that waits then gives up. Without it a
             collective waits for as long as the group's own time-out.
+        joining: how many, the last ranks, have no state yet.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Peers:
         group: Any = None,
         device: torch.device | None = None,
         lost: threading.Event | None = None,
+        joining: int = 0,
     ) -> None:
         self._group = group
         self.device = device or torch.device("cpu")
@@ -43,6 +45,8 @@ class Peers:
         """For the others, in all."""
         self.rank: int = group.rank() if group is not None else 0
         self.size: int = group.size() if group is not None else 1
+        self.hosts = self.size - joining
+        """The first so many replicas do the work; the others take part in collectives only."""
 
     def all_to_all(
         self, received: Tensor, sent: Tensor, received_splits: list[int], sent_splits: list[int]
