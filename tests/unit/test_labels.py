@@ -185,6 +185,17 @@ def test_a_label_of_some_rows_is_on_both_sides(seed: int, labels: int, n: int) -
     assert len(parts["test"]) == pytest.approx(0.2 * n, abs=labels + 1)
 
 
+def test_a_split_is_drawn_again_until_labels_of_two_rows_are_on_both_sides() -> None:
+    truth = np.zeros((40, 4), np.bool_)
+    truth[::2, 0] = True
+    for label, rows in enumerate([(1, 3), (5, 7), (1, 5)], 1):  # the last one beside two others
+        truth[list(rows), label] = True
+    for seed in range(12):
+        parts = divide(truth, Split(test=0.3, seed=seed), None)
+        assert truth[parts["test"]].any(axis=0).all()
+        assert truth[parts["train"]].any(axis=0).all()
+
+
 def test_a_label_of_one_row_is_learned_and_told_of() -> None:
     truth = np.zeros((50, 2), np.bool_)
     truth[:25, 0], truth[7, 1] = True, True
