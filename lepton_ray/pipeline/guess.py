@@ -100,11 +100,14 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
     if texts and task == "classification":
         longest = max(texts, key=lambda name: texts[name])
         others = [str(name) for name in features if name != longest]
+        if labels is None:  # a text has no task but this
+            reason = "; ".join(made.reason for made in predicted)
+            predicted = [Guess("data.target", targets[0], reason)]
         found = [
             Guess("data.kind", "text", f"{longest} holds free texts, {features[longest].reason}"),
             Guess("data.source", source),
             Guess("data.text", longest, f"not read: {_some(others) or 'nothing'}"),
-            *[made for made in predicted if made.path != "data.task"],
+            *predicted,
         ]
         most = int(frame[longest].astype(str).str.len().max())
         if most > TextPreprocess().characters:
