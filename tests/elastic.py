@@ -31,7 +31,7 @@ OPTIMIZERS = {
     "sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
     "adamw": {"name": "adamw", "lr": 0.003},
 }
-PHASES = ("fetch", "backward", "start", "gather", "finish", "apply", "optimizer", "checkpoint")
+PHASES = ("fetch", "forward", "start", "gather", "finish", "apply", "optimizer", "checkpoint")
 TIMEOUT_S = 120
 
 _context = multiprocessing.get_context("forkserver")
@@ -179,8 +179,8 @@ def _plant_kill(replica: Any, kill: Kill) -> None:
         "heal": (delivery, "deliver"),
         "measure": (Replica, "measure"),
         "fetch": (replica._step, "_fetch"),
-        "backward": (TrainStep, "_take_gradients"),
-        "start": (Reduction, "start"),
+        "forward": (TrainStep, "_tail"),
+        "start": (Reduction, "start"),  # while the backward runs
         "gather": (Reduction, "gather"),
         "finish": (Reduction, "finish"),
         "apply": (TrainStep, "_apply"),

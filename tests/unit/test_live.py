@@ -220,7 +220,7 @@ def test_one_that_leaves_hands_all_over_that_has_not_arrived() -> None:
     assert lost_steps(outcome) == 0
 
 
-@pytest.mark.parametrize("phase", ["backward", "gather", "optimizer", "measure"])
+@pytest.mark.parametrize("phase", ["forward", "gather", "optimizer", "measure"])
 def test_the_loss_of_replica_0_costs_the_step_in_flight(phase: str) -> None:
     members = [Member(kill=Kill(0, 7, phase)), Member(), Member()]
     outcome = train_live(experiment("cnn", "sgd"), members)
