@@ -18,7 +18,7 @@ from torch import nn
 from lepton_ray import data, models
 from lepton_ray.config.schema import ImageData, Limits, Model, TableData, TextData, TextPreprocess
 from lepton_ray.data import Dataset
-from lepton_ray.data.decision import Decision
+from lepton_ray.data.decision import AnyDecision
 from lepton_ray.pipeline import carried
 from lepton_ray.serving import api, package
 from lepton_ray.serving.explain.answers import Explanation
@@ -26,6 +26,7 @@ from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.training.tasks import task_of
 
 
 @dataclass
@@ -105,7 +106,7 @@ def app(
 
 
 def version(
-    folder: Path, dataset: Dataset, model: Model, name: str, decided: Decision | None = None
+    folder: Path, dataset: Dataset, model: Model, name: str, decided: AnyDecision | None = None
 ) -> Runtime:
     """Version 3 of an untrained model."""
     torch.manual_seed(0)
@@ -119,7 +120,7 @@ def version(
         ),
         dataset_schema=dataset.schema,
         preprocess=dataset.preprocess,
-        decision=decided or Decision(),
+        decision=decided,
         experiment_yaml="name: test\n",
         sample_x=dataset.test.x[:64],
         max_batch=64,
@@ -197,10 +198,11 @@ def fitted(dataset: Dataset, model: Model, steps: int = 300, seed: int = 0) -> n
     given = dataset.preprocess
     module = models.build(model, given.input_shape, dataset.schema.outputs, given.facts)
     optimizer = torch.optim.AdamW(module.parameters(), 3e-3)
+    cost = task_of(dataset).loss
     x, y = torch.from_numpy(dataset.train.x), torch.from_numpy(dataset.train.y)
     for _ in range(steps):
         some = torch.randint(len(x), (64,))
-        loss = nn.functional.cross_entropy(module(x[some]), y[some])
+        loss = cost(module(x[some]), y[some])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

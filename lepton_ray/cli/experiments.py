@@ -16,7 +16,11 @@ def declare(commands: Commands) -> None:
     init = commands.add("init", _init, "write an experiment for data, guesses explained")
     init.add_argument("data", metavar="DATA", help="images in class folders; CSV, Parquet, JSONL")
     init.add_argument("-o", "--output", metavar="FILE", help="default: NAME.yaml, after the data")
-    init.add_argument("--target", metavar="NAME", help="the column to predict; default a guess")
+    init.add_argument(
+        "--target",
+        metavar="NAME",
+        help="the column to predict, or columns of labels: a,b; default a guess",
+    )
     init.add_argument("--force", action="store_true", help="overwrite the file")
     plan = commands.add_on_file("plan", _plan, "check all, run one real step; change nothing")
     add_address(plan)

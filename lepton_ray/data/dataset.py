@@ -25,8 +25,8 @@ class Samples:
     x: Any
     """[n, *input_shape] An array, or what makes the rows of one when they are asked for."""
     y: Any
-    """[n] Index into the classes, or the target's value; [n, items] 1 for an item to find, -1 for
-    one had before; or [n, horizon] values."""
+    """[n] Index into the classes, or the target's value; [n, classes] 1 for each label
+    of a sample; [n, items] 1 for an item to find, -1 for one had before; or [n, horizon] values."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -93,7 +93,12 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
     # The words of the training texts are those that are known: they would tell of no unknown ones.
     unlike = "validation" if isinstance(data, TextData) else "train"
     return Dataset(
-        schema=Schema(columns=fitted.columns, target=raw.target, classes=classes),
+        schema=Schema(
+            columns=fitted.columns,
+            target=raw.target,
+            classes=classes,
+            task="multilabel" if raw.names else "",
+        ),
         preprocess=fitted,
         test_columns=dict(columns["test"]),
         digest=_digest(raw, parts),
@@ -125,8 +130,11 @@ class _Part(Mapping[str, npt.NDArray[np.generic]]):
 
 def _classes(
     data: ImageData | TableData | TextData, raw: sources.Raw
-) -> tuple[tuple[str, ...], npt.NDArray[np.int64] | npt.NDArray[np.float64]]:
-    """The classes and each sample's index; no classes and the values where labels are numbers."""
+) -> tuple[tuple[str, ...], npt.NDArray[np.integer] | npt.NDArray[np.float64]]:
+    """The classes and each sample's index, or its labels; no classes and the values where labels
+    are numbers."""
+    if raw.names:
+        return raw.names, raw.labels.astype(np.int8)
     if raw.labels.dtype.kind == "f":
         return (), raw.labels.astype(np.float64)
     classes, y = np.unique(raw.labels, return_inverse=True)
@@ -143,9 +151,11 @@ def _warnings(
     y: npt.NDArray[Any],
     parts: dict[str, split.Indices],
 ) -> tuple[str, ...]:
+    told = split.check_labels(raw.names, y, parts) if raw.names else ""
     if isinstance(data, ImageData):
-        return ()
-    return leaks.warnings(raw.kinds, raw.columns, y, parts, data.split, raw.groups)
+        return (told,) if told else ()
+    found = leaks.warnings(raw.kinds, raw.columns, y, parts, data.split, raw.groups)
+    return (*((told,) if told else ()), *found)
 
 
 def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
@@ -168,6 +178,8 @@ def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
 def _digest(raw: sources.Raw, parts: dict[str, split.Indices]) -> str:
     digest = hashlib.sha256()
     arrays = [*raw.columns.items(), ("", raw.labels), *parts.items()]
+    if raw.names:
+        arrays.append(("names", np.array(raw.names)))
     for name, values in arrays:
         digest.update(f"{name}|{values.dtype}|{values.shape}".encode())
         if values.dtype == object:  # texts, each behind its length

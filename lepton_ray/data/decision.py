@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import Evaluate
+from lepton_ray.data.schema import Schema
 from lepton_ray.errors import ExperimentError
 
 Floats = npt.NDArray[np.float32]
@@ -46,6 +47,45 @@ class Decision:
         return likeliest
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelDecision:
+    """The same where a sample has any of some labels: for each its own scale, shift and threshold,
+    as if having it were the second of two classes."""
+
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
+    threshold: tuple[float, ...]
+
+    def probabilities(self, logits: Floats) -> Floats:
+        """[n, labels] of having each."""
+        scaled = logits * np.array(self.scale, np.float32) + np.array(self.shift, np.float32)
+        with np.errstate(over="ignore"):  # one over infinity is what it should be
+            result: Floats = np.float32(1) / (np.float32(1) + np.exp(-scaled))
+        return result
+
+    def chosen(self, probabilities: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """[n, labels] 1 for each that the answer has."""
+        return (probabilities > np.array(self.threshold)).astype(np.int64)
+
+
+AnyDecision = Decision | LabelDecision
+
+
+def plain(schema: Schema) -> AnyDecision:
+    """Outputs as they are: the likeliest class, or all labels that are likelier than not."""
+    if schema.task != "multilabel":
+        return Decision()
+    n = len(schema.classes)
+    return LabelDecision(scale=(1.0,) * n, shift=(0.0,) * n, threshold=(0.5,) * n)
+
+
+def from_json(schema: Schema, value: dict[str, Any]) -> AnyDecision:
+    """The inverse of `dataclasses.asdict`, over JSON."""
+    if schema.task != "multilabel":
+        return Decision(**value)
+    return LabelDecision(**{name: tuple(numbers) for name, numbers in value.items()})
+
+
 def check(asked: Evaluate, classes: int) -> None:
     """
     Raises:
@@ -62,6 +102,27 @@ def check(asked: Evaluate, classes: int) -> None:
             f"{problem}, but there are {classes or 'none'}: leave it out" for problem in problems
         ]
         raise ExperimentError("experiment", told)
+
+
+def fit_labels(logits: Floats, y: npt.NDArray[Any], asked: Evaluate) -> LabelDecision:
+    """The same for each label by itself; one that all validation samples have, or none, says
+    nothing of what else is asked for.
+
+    Args:
+        logits: [n, labels] of the trained model.
+        y: [n, labels] 1 for each that a sample has.
+    """
+    each = []
+    for of_label, has in zip(logits.T, y.T, strict=True):
+        two = np.stack([np.zeros_like(of_label), of_label], axis=1)
+        number = asked.threshold if isinstance(asked.threshold, float) else 0.5
+        both = 0 < has.sum() < len(has)
+        each.append(fit(two, has, asked) if both else Decision(threshold=number))
+    return LabelDecision(
+        scale=tuple(found.scale for found in each),
+        shift=tuple(found.shift for found in each),
+        threshold=tuple(found.threshold for found in each),
+    )
 
 
 def fit(logits: Floats, y: npt.NDArray[Any], asked: Evaluate) -> Decision:

@@ -34,7 +34,7 @@ def warnings(
     """Of a table or of texts, each with its way out.
 
     Args:
-        y: [n] index of the class, or the number to predict.
+        y: [n] index of the class, or the number to predict; or [n, labels] 1 for each that it has.
     """
     found = [
         _duplicates(columns, parts),
@@ -69,7 +69,8 @@ def _telling(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any], trai
     if column.kind == "text":
         return ""
     values, y = values[train], y[train]
-    says = f"column {column.name!r} alone tells the target in every training row"
+    what = "the target" if y.ndim == 1 else "a label"
+    says = f"column {column.name!r} alone tells {what} in every training row"
     out = f"if it is known only after it, leave it out with data.drop: [{column.name}]"
     if y.dtype.kind == "f":
         if column.kind != "number" or len(y) < 3:
@@ -82,6 +83,8 @@ def _telling(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any], trai
     distinct, inverse = np.unique(values, return_inverse=True)
     if len(distinct) < 2:
         return ""
+    if y.ndim == 2:
+        return f"{says}: {out}" if _tells_label(column, values, inverse, y) else ""
     if len(distinct) <= REPEATS * len(values):
         pairs = len(np.unique(inverse * (int(y.max()) + 1) + y))
         return f"{says}: {out}" if pairs == len(distinct) else ""
@@ -89,6 +92,26 @@ def _telling(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any], trai
         changes = int((np.diff(y[np.argsort(values, kind="stable")]) != 0).sum())
         return f"{says}: {out}" if changes == len(np.unique(y)) - 1 else ""
     return ""
+
+
+def _tells_label(
+    column: Column, values: npt.NDArray[Any], inverse: npt.NDArray[Any], y: npt.NDArray[Any]
+) -> bool:
+    """Whether the column's value says of some label [n, labels] whether a row has it.
+
+    Args:
+        inverse: [n] number of the value.
+    """
+    counts = np.bincount(inverse)
+    if len(counts) <= REPEATS * len(values):
+        starts = np.cumsum(counts) - counts
+        rows = np.argsort(inverse, kind="stable")
+        have = np.add.reduceat(y[rows].astype(np.int64), starts, axis=0)
+        return bool(((have == 0) | (have == counts[:, None])).all(axis=0).any())
+    if column.kind != "number":
+        return False
+    ordered = y[np.argsort(values, kind="stable")]
+    return bool(((np.diff(ordered, axis=0) != 0).sum(axis=0) == 1).any())
 
 
 def _backwards(column: Column, values: npt.NDArray[Any], parts: Mapping[str, Indices]) -> str:

@@ -49,8 +49,8 @@ class Schema:
     columns: tuple[Column, ...]
     target: str
     classes: tuple[str, ...] = field(default=())
-    """What it answers with; empty for a number (regression)."""
-    task: Literal["", "classification", "regression", "ranking", "forecast"] = ""
+    """What it answers with, one of them, or any (multilabel); empty for a number (regression)."""
+    task: Literal["", "classification", "multilabel", "regression", "ranking", "forecast"] = ""
     """What is answered; left empty, classification where there are classes, else regression."""
     items: tuple[str, ...] = ()
     """What a ranking chooses from."""
@@ -66,7 +66,7 @@ class Schema:
 
     @property
     def outputs(self) -> int:
-        """Numbers a model gives for a sample: one per class, item or step ahead, or one value."""
+        """Numbers a model gives for a sample: one per class, label, item or step ahead, or one."""
         return len(self.classes) or len(self.items) or self.horizon or 1
 
     @property
@@ -74,6 +74,8 @@ class Schema:
         """What is answered, in words."""
         if self.task == "ranking":
             return f"{len(self.items):,} items to rank"
+        if self.task == "multilabel":
+            return f"any of {len(self.classes)} labels"
         if self.task == "forecast":
             return f"{self.horizon} values to forecast"
         return f"{len(self.classes)} classes" if self.classes else "a number to predict"

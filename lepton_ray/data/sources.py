@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import ImageData, TableData, TextData
-from lepton_ray.data import dates, folders, frames, slices, tables, words
+from lepton_ray.data import dates, folders, frames, image_arrays, labels, slices, tables, words
 from lepton_ray.data.schema import Column
 from lepton_ray.data.slices import Groups
 from lepton_ray.data.split import Labels
@@ -23,13 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = npt.NDArray[np.generic]
-
-IDX_FILES = {
-    "x_train": "train-images-idx3-ubyte",
-    "y_train": "train-labels-idx1-ubyte",
-    "x_test": "t10k-images-idx3-ubyte",
-    "y_test": "t10k-labels-idx1-ubyte",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +34,9 @@ class Raw:
     kinds: tuple[Column, ...]
     """The columns' types; ranges and categories of tables are filled in from the training split."""
     labels: Labels
-    """[n] Texts to classify into, or numbers."""
+    """[n] Texts to classify into, or numbers; or [n, names] whether a sample has a label."""
+    names: tuple[str, ...] = ()
+    """Of the labels, where a sample may have several."""
     target: str
     given_test: npt.NDArray[np.bool_] | None = None
     """[n] True where the source itself says test."""
@@ -90,20 +84,20 @@ def _read_images(data: ImageData) -> Raw:
                 "leave it out"
             )
     if data.source.startswith("sklearn:"):
-        arrays, high = _sklearn_images(data.source.removeprefix("sklearn:"))
+        arrays, high = image_arrays.sklearn_images(data.source.removeprefix("sklearn:"))
     else:
         if not path.exists():
             raise DataError(
                 f"data.source {data.source!r} does not exist (looked in {Path.cwd()}); "
                 "for Fashion-MNIST run: python experiments/fetch.py fashion-mnist"
             )
-        arrays = _idx_folder(path) if path.is_dir() else _npz(path)
+        arrays = image_arrays.idx_folder(path) if path.is_dir() else image_arrays.npz(path)
         high = 255.0
     train, test = (arrays.get("x_train"), arrays.get("x_test"))
     if train is not None:
         x = np.concatenate([train, test]) if test is not None else train
-        labels = [arrays["y_train"], arrays["y_test"]] if test is not None else [arrays["y_train"]]
-        y = np.concatenate(labels)
+        parts = [arrays["y_train"], arrays["y_test"]] if test is not None else [arrays["y_train"]]
+        y = np.concatenate(parts)
         is_test = np.arange(len(x)) >= len(train) if test is not None else None
     else:
         x, y, is_test = arrays["x"], arrays["y"], None
@@ -122,10 +116,12 @@ def _read_images(data: ImageData) -> Raw:
                 f"{data.source}: {bad} of {len(x)} images hold NaN or infinity: drop or repair them"
             )
     column = Column(name="image", kind="image", shape=x.shape[1:], low=0.0, high=high)
+    names, found = image_arrays.labels_of(data.source, y, arrays.get("labels"))
     return Raw(
         columns={"image": x},
         kinds=(column,),
-        labels=y.astype(np.str_),
+        labels=found,
+        names=names,
         target="label",
         given_test=is_test,
     )
@@ -144,52 +140,7 @@ def _read_folder(data: ImageData) -> Raw:
     )
 
 
-def _sklearn_images(name: str) -> tuple[dict[str, Array], float]:
-    if name != "digits":
-        raise DataError(f"data.source 'sklearn:{name}' is not an image set; known: sklearn:digits")
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return {"x": digits.images.astype(np.float32), "y": digits.target}, 16.0
-
-
-def _npz(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as .npz: {error}") from error
-    if not ({"x", "y"} <= arrays.keys() or {"x_train", "y_train"} <= arrays.keys()):
-        raise DataError(
-            f"{path}: must hold x and y, or x_train, y_train, x_test and y_test; "
-            f"it holds {', '.join(sorted(arrays)) or 'nothing'}"
-        )
-    if "x_test" in arrays and "y_test" not in arrays:
-        raise DataError(f"{path}: holds x_test but no y_test")
-    return arrays
-
-
-def _idx_folder(folder: Path) -> dict[str, Array]:
-    arrays = {}
-    for name, stem in IDX_FILES.items():
-        found = [p for p in (folder / f"{stem}.gz", folder / stem) if p.exists()]
-        if not found:
-            raise DataError(f"{folder}: {stem}.gz is missing; an IDX folder holds four files")
-        arrays[name] = _read_idx(found[0])
-    return arrays
-
-
-def _read_idx(path: Path) -> Array:
-    """One IDX file (http://yann.lecun.com/exdb/mnist): magic, sizes, then bytes."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if content[:3] != b"\0\0\x08":
-        raise DataError(f"{path}: is not an IDX file of unsigned bytes")
-    rank = content[3]
-    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
-def _targets(data: TableData, values: pd.Series) -> Labels:
+def _targets(data: TableData | TextData, values: pd.Series) -> Labels:
     """[n] Numbers for a regression, else texts.
 
     Raises:
@@ -197,6 +148,8 @@ def _targets(data: TableData, values: pd.Series) -> Labels:
     """
     import pandas as pd
 
+    if isinstance(data, TextData):
+        return _classes(data, values, "name a column of classes in data.target")
     if data.task == "regression":
         numbers: npt.NDArray[np.float64] = pd.to_numeric(values, errors="coerce").to_numpy(
             dtype=np.float64
@@ -226,14 +179,26 @@ def _classes(data: TableData | TextData, values: pd.Series, way_out: str) -> npt
     return labels
 
 
+def _classes_or_labels(
+    data: TableData | TextData, frame: pd.DataFrame
+) -> tuple[tuple[str, ...], Labels]:
+    """The names of labels and which ones each row has; no names and what `_targets` finds where a
+    row has one class or number."""
+    found = labels.read(data, frame)
+    if found is not None:
+        return found
+    (target,) = data.targets
+    unlabelled = int(frame[target].isna().sum())
+    if unlabelled:
+        raise DataError(f"{data.source}: {unlabelled} of {len(frame)} rows have no {target!r}")
+    return (), _targets(data, frame[target])
+
+
 def _check_columns(data: TableData | TextData, frame: pd.DataFrame, names: list[str]) -> None:
     for name in names:
         if name not in frame.columns:
             close = nearest(name, map(str, frame.columns))
             raise DataError(f"{data.source}: no column {name!r}, {close}")
-    unlabelled = int(frame[data.target].isna().sum())
-    if unlabelled:
-        raise DataError(f"{data.source}: {unlabelled} of {len(frame)} rows have no {data.target!r}")
 
 
 def _given_test(data: TableData | TextData, frame: pd.DataFrame) -> npt.NDArray[np.bool_] | None:
@@ -306,15 +271,17 @@ def _check_split(data: TableData | TextData, frame: pd.DataFrame, name: str, set
 
 
 def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
-    texts = [name for name, kind in data.types.items() if kind != "number"]
-    frame = frames.read(data.source, as_written=texts)
-    _check_columns(data, frame, [data.target, *data.drop])
+    written = [name for name, kind in data.types.items() if kind != "number"]
+    frame = frames.read(data.source, texts=_separated(data), as_written=written)
+    _check_columns(data, frame, [*data.targets, *data.drop])
     values, kinds = tables.columns(data, frame)
+    names, found = _classes_or_labels(data, frame)
     return Raw(
         columns=values,
         kinds=kinds,
-        labels=_targets(data, frame[data.target]),
-        target=data.target,
+        labels=found,
+        names=names,
+        target=_target_name(data),
         given_test=_given_test(data, frame),
         groups=_groups(data, frame),
         times=_times(data, frame),
@@ -322,9 +289,18 @@ def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
     )
 
 
+def _separated(data: TableData | TextData) -> list[str]:
+    """The column whose cells are read as they are written: ``NA`` may be a label."""
+    return [] if data.separator is None else list(data.targets)
+
+
+def _target_name(data: TableData | TextData) -> str:
+    return data.target if isinstance(data.target, str) else "labels"
+
+
 def _read_texts(data: TextData, sliced: Sequence[str]) -> Raw:
-    frame = frames.read(data.source, texts=[data.text])
-    _check_columns(data, frame, [data.text, data.target])
+    frame = frames.read(data.source, texts=[data.text, *_separated(data)])
+    _check_columns(data, frame, [data.text, *data.targets])
     texts = frame[data.text].to_numpy(dtype=object)
     longest = data.preprocess.characters
     for row, text in enumerate(texts):
@@ -348,11 +324,13 @@ def _read_texts(data: TextData, sliced: Sequence[str]) -> Raw:
             f"{data.source}: column {data.text!r} holds numbers and no texts, such as "
             f"{texts[0]!r}: name a column of texts in data.text, or set data.kind: table"
         )
+    names, found = _classes_or_labels(data, frame)
     return Raw(
         columns={data.text: texts},
         kinds=(Column(name=data.text, kind="text", longest=longest),),
-        labels=_classes(data, frame[data.target], "name a column of classes in data.target"),
-        target=data.target,
+        labels=found,
+        names=names,
+        target=_target_name(data),
         given_test=_given_test(data, frame),
         groups=_groups(data, frame),
         times=_times(data, frame),

@@ -29,7 +29,7 @@ def columns(data: TableData, frame: pd.DataFrame) -> tuple[dict[str, Any], tuple
     Raises:
         DataError: for columns that fit no type, or not the declared one.
     """
-    aside = {data.target, *data.drop, *(data.split.columns - data.types.keys())}
+    aside = {*data.targets, *data.drop, *(data.split.columns - data.types.keys())}
     names = [name for name in frame.columns if name not in aside]
     for name in data.types:
         if name not in frame.columns:
@@ -41,7 +41,7 @@ def columns(data: TableData, frame: pd.DataFrame) -> tuple[dict[str, Any], tuple
         column, values[name] = _column(data, str(name), frame[name])
         kinds.append(column)
     if not kinds:
-        raise DataError(f"{data.source}: no feature columns are left beside {data.target!r}")
+        raise DataError(f"{data.source}: no feature columns are left beside {data.targets[0]!r}")
     return values, tuple(kinds)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Column
+from lepton_ray.data.split import rarest
 from lepton_ray.serving.explain import BASELINE
 from lepton_ray.serving.runtime import EXAMPLES
 from lepton_ray.tracking.registry import ModelVersion
@@ -50,22 +51,31 @@ def importance(version: ModelVersion) -> Any:
 
 
 def _examples(dataset: Dataset, count: int) -> list[dict[str, Any]]:
-    """Test samples in turn from each class, as a request's ``row``, and the true ``answer``."""
+    """Test samples in turn from each class (or rarest label), as a request's ``row``, and the true
+    ``answer``: a class, a list of labels or a number."""
     y, classes = dataset.test.y, dataset.schema.classes
+    several = dataset.schema.task == "multilabel"
     order = np.arange(len(y))
     if classes:
+        kinds = rarest(y == 1) if several else y
         turn = np.zeros(len(y), np.int64)
-        for label in range(len(classes)):
-            members = np.flatnonzero(y == label)
+        for kind in np.unique(kinds):
+            members = np.flatnonzero(kinds == kind)
             turn[members] = np.arange(len(members))
-        order = np.lexsort((y, turn))
+        order = np.lexsort((kinds, turn))
+
+    def answer(at: int) -> Any:
+        if several:
+            return [name for name, has in zip(classes, y[at], strict=True) if has]
+        return classes[int(y[at])] if classes else float(y[at])
+
     chosen = order[:count]
     return [
         {
             "row": {
                 c.name: _value(c, dataset.test_columns[c.name][at]) for c in dataset.schema.columns
             },
-            "answer": classes[int(y[at])] if classes else float(y[at]),
+            "answer": answer(at),
         }
         for at in chosen.tolist()
     ]

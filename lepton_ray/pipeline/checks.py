@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,36 @@ def _measured(
     for position, label in enumerate(runtime.schema.classes):
         if label in known:
             probabilities[:, known[label]] = answers[:, position]
+    if dataset.schema.task == "multilabel":
+        return metrics.labels(probabilities, y, _chosen_labels(runtime, answers, known))
     # A class that the data do not have is a wrong answer, whatever its number.
     names = [known.get(label, -1) for label in runtime.schema.classes]
     predicted = np.array(names)[runtime.decision.chosen(answers)]
     return metrics.classification(probabilities, y.astype(np.int64), predicted)
+
+
+def score_labels(runtime: Runtime, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Label -> its metrics on the test split, see `metrics.each_label`; nothing without labels."""
+    if dataset.schema.task != "multilabel":
+        return {}
+    answers = runtime.predict_columns(dataset.test_columns)
+    chosen = runtime.decision.chosen(answers)
+    return metrics.each_label(answers, dataset.test.y, chosen, dataset.schema.classes)
+
+
+def _chosen_labels(
+    runtime: Runtime, answers: npt.NDArray[Any], known: Mapping[str, int]
+) -> npt.NDArray[np.int64]:
+    """[n, known] 1 for each label of the data that a version answers; also of an earlier version
+    that answers one class."""
+    decided = runtime.decision.chosen(answers)
+    if decided.ndim == 1:
+        decided = np.eye(answers.shape[1], dtype=np.int64)[decided]
+    chosen = np.zeros((len(answers), len(known)), np.int64)
+    for position, label in enumerate(runtime.schema.classes):
+        if label in known:
+            chosen[:, known[label]] = decided[:, position]
+    return chosen
 
 
 def _by_items(

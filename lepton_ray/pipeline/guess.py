@@ -13,7 +13,7 @@ from lepton_ray.config.schema import TextPreprocess, Train
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.sources import Raw
 from lepton_ray.errors import DataError, nearest
-from lepton_ray.pipeline import guess_sequences
+from lepton_ray.pipeline import guess_labels, guess_sequences
 from lepton_ray.pipeline.guesses import Guess
 from lepton_ray.pipeline.profiles import (
     Profile,
@@ -61,7 +61,8 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
     """The data section of interactions, of a series, of a table or of texts.
 
     Args:
-        target: the column to predict, where a person has named it.
+        target: the column to predict, where a person has named it; several with commas between
+            are labels.
 
     Raises:
         DataError: when there is no such column, or nothing to predict from.
@@ -77,15 +78,21 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
     if sequence is not None:
         return sequence
     profiles = {name: profile(str(name), frame[name]) for name in frame.columns}
-    target, why = _target(source, frame, profiles, target)
-    if profiles[target].kind == "useless" and frame[target].dtype.kind not in "iuf":
-        raise DataError(
-            f"{source}: {target!r} cannot be predicted ({profiles[target].reason}): name another "
-            "column with --target"
-        )
-    task, task_reason = _task(frame[target])
+    labels = guess_labels.find(frame, profiles, target)
+    if labels is not None:
+        targets, task, predicted = labels.columns, "classification", labels.guesses
+    else:
+        target, why = _target(source, frame, profiles, target)
+        if profiles[target].kind == "useless" and frame[target].dtype.kind not in "iuf":
+            raise DataError(
+                f"{source}: {target!r} cannot be predicted ({profiles[target].reason}): name "
+                "another column with --target"
+            )
+        targets = (target,)
+        task, task_reason = _task(frame[target])
+        predicted = [Guess("data.target", target, why), Guess("data.task", task, task_reason)]
     split = next((n for n, p in profiles.items() if says_split(p, frame[n])), None)
-    features = {n: p for n, p in profiles.items() if n not in (target, split)}
+    features = {n: p for n, p in profiles.items() if n not in (*targets, split)}
     groups = [n for n in features if split is None and is_group(str(n), frame[n])]
     times = [n for n, p in features.items() if p.kind == "date" and not groups and split is None]
     ordered = [n for n in times if frame[n].notna().all() and is_ordered(frame[n])]
@@ -93,11 +100,14 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
     if texts and task == "classification":
         longest = max(texts, key=lambda name: texts[name])
         others = [str(name) for name in features if name != longest]
+        if labels is None:  # a text has no task but this
+            reason = "; ".join(made.reason for made in predicted)
+            predicted = [Guess("data.target", targets[0], reason)]
         found = [
             Guess("data.kind", "text", f"{longest} holds free texts, {features[longest].reason}"),
             Guess("data.source", source),
             Guess("data.text", longest, f"not read: {_some(others) or 'nothing'}"),
-            Guess("data.target", target, f"{why}; {task_reason}"),
+            *predicted,
         ]
         most = int(frame[longest].astype(str).str.len().max())
         if most > TextPreprocess().characters:
@@ -110,7 +120,7 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
     used = features.keys() - left_out.keys() - aside
     if not used:
         told = "; ".join(f"{name}: {p.reason}" for name, p in left_out.items())
-        raise DataError(f"{source}: no column is left to predict {target!r} from ({told})")
+        raise DataError(f"{source}: no column is left to predict {targets[0]!r} from ({told})")
     count = Counter(features[name].kind for name in used)
     kinds = f"{count['number']} columns of numbers, {count['category']} of categories"
     if count["date"]:
@@ -118,8 +128,7 @@ def rows(source: str, frame: pd.DataFrame, target: str | None = None) -> list[Gu
     found = [
         Guess("data.kind", "table", f"{len(frame):,} rows; {kinds}"),
         Guess("data.source", source),
-        Guess("data.target", target, why),
-        Guess("data.task", task, task_reason),
+        *predicted,
     ]
     if left_out:
         reasons = [
@@ -231,7 +240,7 @@ def training(dataset: Dataset) -> list[Guess]:
         Guess("train.optimizer.weight_decay", DECAY.get(kind, 0.01), f"usual for {kind}"),
         Guess("train.schedule.name", "cosine", "ends with small steps"),
         Guess("train.schedule.warmup", 0.1, "a tenth of the steps"),
-        *weights[:1],
+        *[made for made in weights if made.path.startswith("train.")],
         Guess("train.early_stop.metric", measured, "finer than a count of errors"),
         Guess("train.early_stop.patience", max(3, epochs // 5), "a fifth of the epochs"),
         Guess("workers.min", 1, "starts on any machine"),
@@ -240,7 +249,7 @@ def training(dataset: Dataset) -> list[Guess]:
         Guess("tune.mode", mode, f"{'less' if mode == 'min' else 'more'} is better"),
         Guess("tune.trials", 8, "a small study; most stop early"),
         Guess("tune.space", space, "what matters most"),
-        *weights[1:],
+        *[made for made in weights if not made.path.startswith("train.")],
         Guess("gate.metric", metric, reason),
         Guess("gate.beats", ["baseline", "champion"], "the least; add linear, or at_least"),
         Guess("serve.port", 8000, "the default"),
@@ -292,10 +301,16 @@ def _model(kind: str, dataset: Dataset) -> list[Guess]:
 
 
 def _weights(dataset: Dataset) -> list[Guess]:
-    """For classes of which one is rare."""
+    """For classes or labels of which one is rare."""
     classes = dataset.schema.classes
     if not classes:
         return []
+    if dataset.schema.task == "multilabel":
+        shares = dataset.train.y.mean(axis=0)
+        if min(shares.min(), 1 - shares.max()) >= 0.25:
+            return []
+        best = "where each label is found best, on the validation split"
+        return [Guess("evaluate.threshold", "f1", best)]
     share = np.bincount(dataset.train.y.astype(int), minlength=len(classes)) / len(dataset.train)
     if share.min() >= 0.5 / len(classes):
         return []
@@ -312,6 +327,8 @@ def _metric(dataset: Dataset) -> tuple[str, str]:
     """What the gate looks at, and why."""
     if not dataset.schema.classes:
         return "mae", "the mean error, in the target's own unit"
+    if dataset.schema.task == "multilabel":
+        return "average_precision", "the mean over labels, whatever their thresholds"
     counts = np.bincount(dataset.train.y.astype(int), minlength=len(dataset.schema.classes))
     rarest = int(counts.argmin())
     share = counts[rarest] / counts.sum()

@@ -33,6 +33,7 @@ PRESENT = "as it is"
 ALIKE = 64  # rows on which it is looked whether neighbours matter
 GAIN = 0.9  # of the present latency or size, that a candidate must stay below to be worth a version
 BATCH = 64
+METRICS = {"classification": "accuracy", "multilabel": "f1_micro"}  # that may suffer; else R2
 CALLS = 100  # with one row, in each of five rounds
 
 
@@ -56,7 +57,7 @@ def optimize(reference: str, *, smallest: bool, lose: float, terminal: Terminal)
 
     Args:
         smallest: look for the smallest, instead of the fastest.
-        lose: share of the accuracy (for a regression of R2) that it may lose, 0.005 by default.
+        lose: share of its metric (`METRICS`, for numbers R2) that it may lose, 0.005 by default.
 
     Raises:
         GateError: when none is better and loses little enough, with all that was measured.
@@ -76,7 +77,7 @@ def optimize(reference: str, *, smallest: bool, lose: float, terminal: Terminal)
         found = _measure(folder / "model.onnx", files, dataset)
         failed = {name: why for name, why in files.items() if isinstance(why, str)}
         present, forms = found[0], [c for c in found if c.name in files]
-        metric = "accuracy" if dataset.schema.classes else "r2"
+        metric = METRICS.get(dataset.schema.task, "r2")
         whys = {c.name: _why_not(c, present, metric, lose, smallest) for c in forms}
         terminal.say(_table(found, metric, {**whys, **failed}))
         good = [c for c in forms if not whys[c.name]]

@@ -218,7 +218,10 @@ def compare(references: list[str], terminal: Terminal) -> dict[str, Any]:
     agreement = None
     if dataset.schema.classes:
         answered = [_labels(runtime, dataset) for runtime in runtimes]
-        agreement = [float((labels == answered[0]).mean()) for labels in answered]
+        agreement = [
+            float(np.mean([own == first for own, first in zip(labels, answered[0], strict=True)]))
+            for labels in answered
+        ]
         cells = "".join(f"{share:>{width}.4f}" for share in agreement)
         lines.append(f"{'agrees with first':20}{cells}")
     terminal.say("\n".join(lines))
@@ -230,9 +233,13 @@ def compare(references: list[str], terminal: Terminal) -> dict[str, Any]:
     }
 
 
-def _labels(runtime: Runtime, dataset: Dataset) -> Any:
-    best = runtime.decision.chosen(runtime.predict_columns(dataset.test_columns))
-    return np.array(runtime.schema.classes)[best]
+def _labels(runtime: Runtime, dataset: Dataset) -> list[Any]:
+    """The class of each test sample, or its set of labels."""
+    chosen = runtime.decision.chosen(runtime.predict_columns(dataset.test_columns))
+    names = np.array(runtime.schema.classes)
+    if chosen.ndim == 1:
+        return list(names[chosen])
+    return [frozenset(names[own == 1]) for own in chosen]
 
 
 def dataset_of(version: ModelVersion, experiment: Experiment) -> Dataset:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lepton_ray.config import schema as config
+from lepton_ray.data.decision import AnyDecision, Decision
+from lepton_ray.data.schema import Schema
 from lepton_ray.training.metrics import AHEAD
+
+SHOWN = 12
 
 
 def score_table(
@@ -37,8 +41,35 @@ def score_table(
     )
 
 
+def decision_table(schema: Schema, decided: AnyDecision) -> str:
+    """How outputs become answers, where it is not as they are; of the first `SHOWN` labels."""
+    if isinstance(decided, Decision):
+        told = [(decided.scale, decided.shift, schema.classes[-1], decided.threshold)]
+    else:
+        each = zip(decided.scale, decided.shift, schema.classes, decided.threshold, strict=True)
+        told = list(each)
+    lines = [
+        f"decide logits times {scale:.4g} plus {shift:.4g}; {name!r} above {threshold:.4f}"
+        for scale, shift, name, threshold in told[:SHOWN]
+    ]
+    if len(told) > SHOWN:
+        lines.append(f"       and {len(told) - SHOWN} more labels, in the version's decision.json")
+    return "\n".join(lines)
+
+
 def slice_table(column: str, groups: Mapping[str, Mapping[str, float]]) -> str:
     """The metrics of each group of a column; a dash where a group has none (AUC of one class)."""
+    return _table(f"slices of {column}", groups)
+
+
+def label_table(labels: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics of each label, of the `SHOWN` that most samples have."""
+    ranked = sorted(labels, key=lambda name: -labels[name]["samples"])
+    title = "labels" if len(labels) <= SHOWN else f"labels (the first {SHOWN} of {len(labels)})"
+    return _table(title, {name: labels[name] for name in ranked[:SHOWN]})
+
+
+def _table(title: str, groups: Mapping[str, Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(name for metrics in groups.values() for name in metrics))
     widths = [max(10, len(name) + 2) for name in names]
 
@@ -47,7 +78,7 @@ def slice_table(column: str, groups: Mapping[str, Mapping[str, float]]) -> str:
 
     return "\n".join(
         [
-            line(f"slices of {column}", names),
+            line(title, names),
             *(
                 line(f"       {group}", [_cell(name, metrics.get(name)) for name in names])
                 for group, metrics in groups.items()

@@ -31,9 +31,9 @@ from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
 from lepton_ray.jobs.watchers import Silent, Terminal, TrainingWatcher, numbers, to_all
 from lepton_ray.pipeline import carried, past, search
-from lepton_ray.pipeline.checks import check_endpoint, score, score_slices
+from lepton_ray.pipeline.checks import check_endpoint, score, score_labels, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
-from lepton_ray.pipeline.reports import score_table, slice_table
+from lepton_ray.pipeline.reports import decision_table, label_table, score_table, slice_table
 from lepton_ray.serving import drift, endpoint, package
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
@@ -236,10 +236,11 @@ class Run:
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
         beside = carried.files(model, dataset, examples=experiment.serve.examples)
-        decided = decision.Decision()
+        decided = decision.plain(dataset.schema)
         if dataset.schema.classes:
             logits = package.outputs(model, dataset.validation.x)
-            decided = decision.fit(logits, dataset.validation.y, experiment.evaluate)
+            fit = decision.fit_labels if dataset.schema.task == "multilabel" else decision.fit
+            decided = fit(logits, dataset.validation.y, experiment.evaluate)
         package.build(
             folder,
             model=model,
@@ -271,12 +272,12 @@ class Run:
             self._tracker.metrics(
                 run_id, {f"{prefix}_{m}": v for m, v in metrics.items()}, results["train"]["epochs"]
             )
-        sliced = score_slices(runtime, dataset)
+        sliced, labels = score_slices(runtime, dataset), score_labels(runtime, dataset)
         self._tracker.metrics(
             run_id,
             {
                 re.sub(r"[^\w\-./: ]", "_", f"test_{metric}/{column}/{group}"): value
-                for column, groups in sliced.items()
+                for column, groups in [*sliced.items(), ("label", labels)]
                 for group, metrics in groups.items()
                 for metric, value in metrics.items()
             },
@@ -295,17 +296,17 @@ class Run:
         )
         self._tracker.finish(run_id)
         self._terminal.say(score_table(experiment, version.version, test, len(dataset.test)))
-        if decided != decision.Decision():
-            self._terminal.say(
-                f"decide logits times {decided.scale:.4g} plus {decided.shift:.4g}; "
-                f"{dataset.schema.classes[-1]!r} above {decided.threshold:.4f}"
-            )
+        if decided != decision.plain(dataset.schema):
+            self._terminal.say(decision_table(dataset.schema, decided))
+        if labels:
+            self._terminal.say(label_table(labels))
         for column, groups in sliced.items():
             self._terminal.say(slice_table(column, groups))
         return {
             "name": version.name,
             "version": version.version,
             "test": test,
+            "labels": labels,
             "slices": sliced,
             "decision": asdict(decided),
         }

@@ -1,4 +1,4 @@
-"""What a version answers with, by what its schema says: one form each for classes, numbers,
+"""What a version answers with, by what its schema says: one form each for classes, labels, numbers,
 rankings and forecasts."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from lepton_ray.data.decision import Decision
+from lepton_ray.data.decision import AnyDecision
 from lepton_ray.data.schema import Schema
 
 Floats = npt.NDArray[np.floating]
@@ -23,6 +23,15 @@ class Answer(BaseModel):
 
     label: str
     probabilities: dict[str, float]
+
+
+class LabelsAnswer(BaseModel):
+    """The prediction for one row that may have several labels."""
+
+    labels: list[str]
+    """In the order of the model; none may be."""
+    probabilities: dict[str, float]
+    """Of having each label."""
 
 
 class Value(BaseModel):
@@ -44,7 +53,7 @@ class Forecast(BaseModel):
     values: list[float]
 
 
-AnyAnswer = Answer | Value | Ranking | Forecast
+AnyAnswer = Answer | LabelsAnswer | Value | Ranking | Forecast
 
 
 class Response(BaseModel):
@@ -55,6 +64,12 @@ class Response(BaseModel):
     model: str
     version: int
     predictions: list[Answer]
+
+
+class LabelsResponse(Response):
+    """What ``POST /predict`` answers for several labels a row."""
+
+    predictions: list[LabelsAnswer]  # type: ignore[assignment]
 
 
 class ValueResponse(Response):
@@ -91,8 +106,8 @@ class Output:
 @dataclass(frozen=True)
 class Form:
     response: type[Response]
-    answers: Callable[[Floats, Decision, int | None], list[Any]]
-    """(what was found [n, outputs], how to choose a class, how many to list) -> an answer each"""
+    answers: Callable[[Floats, AnyDecision, int | None], list[Any]]
+    """(what was found [n, outputs], how to choose classes, how many to list) -> an answer each"""
     outputs: tuple[Output, ...]
     top_k: str
     """What a request may limit the number of; empty for nothing."""
@@ -106,31 +121,65 @@ def form_of(schema: Schema) -> Form:
 def _classes(schema: Schema) -> Form:
     classes = schema.classes
 
-    def answers(found: Floats, decision: Decision, top_k: int | None) -> list[Answer]:
-        given = []
+    def answers(found: Floats, decision: AnyDecision, top_k: int | None) -> list[Answer]:
         chosen = decision.chosen(found).tolist()
-        for best, row in zip(chosen, found.tolist(), strict=True):
-            ranked = list(zip(classes, row, strict=True))
-            if top_k is not None:
-                ranked = sorted(ranked, key=lambda item: -item[1])[:top_k]
-            given.append(Answer(label=classes[best], probabilities=dict(ranked)))
-        return given
+        return [
+            Answer(label=classes[best], probabilities=_listed(classes, row, top_k))
+            for best, row in zip(chosen, found.tolist(), strict=True)
+        ]
 
-    probabilities = Output(
+    label = Output("label", "BYTES", (), lambda _, given: _texts([a.label for a in given]))
+    return Form(Response, answers, (label, _probabilities(classes)), "classes")
+
+
+def _labels(schema: Schema) -> Form:
+    classes = schema.classes
+
+    def answers(found: Floats, decision: AnyDecision, top_k: int | None) -> list[LabelsAnswer]:
+        chosen = decision.chosen(found).tolist()
+        return [
+            LabelsAnswer(
+                labels=[name for name, has in zip(classes, own, strict=True) if has],
+                probabilities=_listed(classes, row, top_k),
+            )
+            for own, row in zip(chosen, found.tolist(), strict=True)
+        ]
+
+    # A tensor's rows have one length, so that it says of each label whether it is there.
+    has = Output(
+        "labels",
+        "BOOL",
+        (len(classes),),
+        lambda _, given: np.array(
+            [[name in a.labels for name in classes] for a in given], np.bool_
+        ).reshape(-1, len(classes)),
+        {"classes": json.dumps(classes)},
+    )
+    return Form(LabelsResponse, answers, (has, _probabilities(classes)), "classes")
+
+
+def _listed(classes: Sequence[str], row: list[float], top_k: int | None) -> dict[str, float]:
+    """Probabilities by name; the highest ones in their order where not all are wanted."""
+    ranked = list(zip(classes, row, strict=True))
+    if top_k is not None:
+        ranked = sorted(ranked, key=lambda item: -item[1])[:top_k]
+    return dict(ranked)
+
+
+def _probabilities(classes: Sequence[str]) -> Output:
+    # A parameter is a string, a number or a boolean in this protocol, so the classes, in the order
+    # of their probabilities, are a string of JSON.
+    return Output(
         "probabilities",
         "FP32",
         (len(classes),),
         lambda found, _: found.astype(np.float32),
-        # A parameter is a string, a number or a boolean in this protocol, so the classes, in the
-        # order of their probabilities, are a string of JSON.
         {"classes": json.dumps(classes)},
     )
-    label = Output("label", "BYTES", (), lambda _, given: _texts([a.label for a in given]))
-    return Form(Response, answers, (label, probabilities), "classes")
 
 
 def _value(schema: Schema) -> Form:
-    def answers(found: Floats, decision: Decision, top_k: int | None) -> list[Value]:
+    def answers(found: Floats, decision: AnyDecision, top_k: int | None) -> list[Value]:
         return [Value(value=value) for (value,) in found.tolist()]
 
     value = Output("value", "FP64", (), lambda found, _: found[:, 0].astype(np.float64))
@@ -138,7 +187,7 @@ def _value(schema: Schema) -> Form:
 
 
 def _ranking(schema: Schema) -> Form:
-    def answers(found: Floats, decision: Decision, top_k: int | None) -> list[Ranking]:
+    def answers(found: Floats, decision: AnyDecision, top_k: int | None) -> list[Ranking]:
         count = min(schema.top_k if top_k is None else top_k, len(schema.items))
         # Equal scores in the order of the items; minus infinity marks what a user has had.
         best = np.argsort(-found, axis=1, kind="stable")[:, :count]
@@ -167,7 +216,7 @@ def _ranking(schema: Schema) -> Form:
 
 
 def _forecast(schema: Schema) -> Form:
-    def answers(found: Floats, decision: Decision, top_k: int | None) -> list[Forecast]:
+    def answers(found: Floats, decision: AnyDecision, top_k: int | None) -> list[Forecast]:
         return [Forecast(values=values) for values in found.tolist()]
 
     values = Output("values", "FP64", (schema.horizon,), lambda found, _: found.astype(np.float64))
@@ -181,6 +230,7 @@ def _texts(values: list[Any]) -> npt.NDArray[np.object_]:
 
 _FORMS: dict[str, Callable[[Schema], Form]] = {
     "classification": _classes,
+    "multilabel": _labels,
     "regression": _value,
     "ranking": _ranking,
     "forecast": _forecast,

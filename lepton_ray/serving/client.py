@@ -73,8 +73,8 @@ class Client:
             top_k: only the likeliest classes; default all.
 
         Returns:
-            ``model``, ``version`` and ``predictions``: for each row ``label`` and
-            ``probabilities``, or ``value``.
+            ``model``, ``version`` and ``predictions``: for each row ``label`` (or a list of
+            ``labels``) and ``probabilities``, or ``value``.
 
         Raises:
             RefusedRequestError: for what another try would not change; names the rule.

@@ -25,7 +25,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lepton_ray.data.decision import Decision
+from lepton_ray.data import decision as decisions
+from lepton_ray.data.decision import AnyDecision
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
@@ -34,7 +35,6 @@ from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving.runtime import DECISION, open_session, run_session
 from lepton_ray.training.digest import state_sha256
 
-PLAIN = Decision()
 TOLERANCE = 1e-5  # between runtimes, and between batch sizes where they are not bit-equal
 BATCH_SIZES = (1, 2, 3, 7)
 PART = 256  # samples of one forward pass in `outputs`
@@ -48,7 +48,7 @@ def build(
     model: nn.Module,
     dataset_schema: Schema,
     preprocess: Fitted,
-    decision: Decision = PLAIN,
+    decision: AnyDecision | None = None,
     experiment_yaml: str,
     sample_x: Inputs,
     max_batch: int,
@@ -59,6 +59,7 @@ def build(
 
     Args:
         model: trained; it is copied, and the copy exported.
+        decision: how its outputs become answers; default as they are.
         sample_x: [n >= 2, ...] real inputs, on which the runtimes are compared.
         max_batch: largest batch size the runtimes are compared at.
         beside: more files of the version, by name.
@@ -66,6 +67,7 @@ def build(
     Raises:
         RunError: when the runtimes disagree.
     """
+    decision = decision or decisions.plain(dataset_schema)
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

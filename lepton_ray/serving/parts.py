@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import DataError, InputError
 from lepton_ray.serving import blocks
-from lepton_ray.serving.answers import Answer, AnyAnswer
+from lepton_ray.serving.answers import Answer, AnyAnswer, LabelsAnswer
 from lepton_ray.serving.blocks import Block
 from lepton_ray.serving.runtime import Runtime
 
@@ -32,9 +32,10 @@ def answer_names(schema: Schema, suffix: str) -> list[str]:
     """What an answer's columns are called."""
     if schema.task in _TYPES:
         return list(_TYPES[schema.task])
+    first = "labels" if schema.task == "multilabel" else "label"
     if suffix == ".jsonl":
-        return ["label", "probabilities"]
-    return ["label", *(f"probability_{name}" for name in schema.classes)]
+        return [first, "probabilities"]
+    return [first, *(f"probability_{name}" for name in schema.classes)]
 
 
 def check_kept(schema: Schema, suffix: str, keep: Sequence[str]) -> None:
@@ -122,18 +123,19 @@ def _answered(
 
 
 def _cells(answer: AnyAnswer) -> tuple[Any, ...]:
-    if not isinstance(answer, Answer):
-        return tuple(answer.model_dump().values())
-    return (answer.label, *answer.probabilities.values())
+    if isinstance(answer, Answer):
+        return (answer.label, *answer.probabilities.values())
+    if isinstance(answer, LabelsAnswer):
+        return (answer.labels, *answer.probabilities.values())
+    return tuple(answer.model_dump().values())
 
 
 def _parquet(
     schema: Schema, rows: list[tuple[Any, ...]], kept: pa.Schema | None, keep: Sequence[str]
 ) -> bytes:
     names = answer_names(schema, ".parquet")
-    types = list(_TYPES.get(schema.task, {}).values()) or [
-        pa.string() if name == "label" else pa.float32() for name in names
-    ]
+    first = pa.list_(pa.string()) if schema.task == "multilabel" else pa.string()
+    types = list(_TYPES.get(schema.task, {}).values()) or [first, *[pa.float32()] * len(names[1:])]
     given = [kept.field(name).type for name in keep] if kept else [None] * len(keep)
     columns = list(zip(*rows, strict=True)) or [()] * len([*given, *types])
     try:

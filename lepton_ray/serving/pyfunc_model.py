@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from lepton_ray.serving.answers import Answer, AnyAnswer
+from lepton_ray.serving.answers import Answer, AnyAnswer, LabelsAnswer
 from lepton_ray.serving.runtime import Runtime
 
 
@@ -31,12 +31,11 @@ class VersionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-define
 
 
 def _flat(answer: AnyAnswer) -> dict[str, Any]:
-    if not isinstance(answer, Answer):
-        return answer.model_dump()
-    return {
-        "label": answer.label,
-        **{f"probability_{c}": p for c, p in answer.probabilities.items()},
-    }
+    flat = answer.model_dump()
+    if isinstance(answer, Answer | LabelsAnswer):
+        del flat["probabilities"]
+        flat |= {f"probability_{c}": p for c, p in answer.probabilities.items()}
+    return flat
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from lepton_ray.data import drift, fitted
-from lepton_ray.data.decision import Decision
+from lepton_ray.data import decision, drift, fitted
+from lepton_ray.data.decision import AnyDecision
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
@@ -36,7 +36,7 @@ class Runtime:
 
     Attributes:
         schema: the columns it takes and the classes it answers with.
-        decision: how its outputs become probabilities and a class.
+        decision: how its outputs become probabilities and a class, or labels.
         manifest: where it came from.
         name, version: in the registry; "" and 0 for a folder that is not registered.
         examples: test samples that it carries, each with ``row`` and true ``answer``.
@@ -47,7 +47,7 @@ class Runtime:
         session: onnxruntime.InferenceSession,
         preprocess: Fitted,
         schema: Schema,
-        decision: Decision,
+        decision: AnyDecision,
         manifest: dict[str, Any],
         name: str,
         version: int,
@@ -75,8 +75,8 @@ class Runtime:
         listed = folder / EXAMPLES
         examples = json.loads(listed.read_text()) if listed.exists() else ()
         preprocess = fitted.load(folder)
-        decision = read_decision(folder)
-        return Runtime(session, preprocess, schema, decision, manifest, name, version, examples)
+        decided = read_decision(folder, schema)
+        return Runtime(session, preprocess, schema, decided, manifest, name, version, examples)
 
     def predict(self, rows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> list[Any]:
         """An answer for each row, see `answers.form_of`.
@@ -130,7 +130,7 @@ class Runtime:
         """
         if self.schema.classes:
             same = self.decision.chosen(one) == self.decision.chosen(other)
-            return int(same.sum())
+            return int(same.reshape(len(one), -1).all(axis=1).sum())
         if self.schema.task == "ranking":
             return int((one.argmax(1) == other.argmax(1)).sum())
         near = tolerance * self._preprocess.target_deviation
@@ -153,10 +153,12 @@ class Runtime:
         return form_of(self.schema).answers(found, self.decision, top_k)
 
 
-def read_decision(folder: Path) -> Decision:
+def read_decision(folder: Path, schema: Schema) -> AnyDecision:
     """Of a version; versions of format 1 have none."""
     path = folder / DECISION
-    return Decision(**json.loads(path.read_text())) if path.exists() else Decision()
+    if not path.exists():
+        return decision.plain(schema)
+    return decision.from_json(schema, json.loads(path.read_text()))
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:

@@ -27,7 +27,10 @@ def signature(schema: Schema) -> ModelSignature:
     if schema.task in listed:
         return ModelSignature(inputs, MlflowSchema(listed[schema.task]))
     probabilities = [ColSpec(DataType.double, f"probability_{c}") for c in schema.classes]
-    outputs = MlflowSchema([ColSpec(DataType.string, "label"), *probabilities])
+    answer = ColSpec(DataType.string, "label")
+    if schema.task == "multilabel":
+        answer = ColSpec(Array(DataType.string), "labels")
+    outputs = MlflowSchema([answer, *probabilities])
     return ModelSignature(inputs=inputs, outputs=outputs)
 
 

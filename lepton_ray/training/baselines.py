@@ -13,12 +13,15 @@ import numpy.typing as npt
 
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.data.interactions.fit import InteractionFit
-from lepton_ray.training import forecasts, rankings, ratings
+from lepton_ray.training import forecasts, metrics, rankings, ratings
 from lepton_ray.training.tasks import Answers, task_of
 
 Matrix = Any  # of NumPy, or sparse of SciPy
 
 MAX_ROWS = 60_000  # of the linear fit, so that it takes seconds
+WHOLE_LABELS = 10  # that get so many rows; more get fewer
+MIN_ROWS = 2000
+FEWEST = 5  # samples with a label, and without it, to fit a model of it
 MAX_ITERATIONS = 50
 STRENGTHS = (1.0, 0.01)  # inverse regularisation; the validation split chooses
 TEXT_STRENGTHS = (10.0, 100.0)  # TF-IDF rows have length 1
@@ -43,7 +46,9 @@ def measure(dataset: Dataset, seed: int) -> dict[str, dict[str, float]]:
 
 
 def trivial(dataset: Dataset) -> Answers:
-    """The training split's class shares, or its mean, whatever the input."""
+    """The training split's class or label shares, or its mean, whatever the input."""
+    if dataset.schema.task == "multilabel":
+        return np.tile(dataset.train.y.mean(axis=0), (len(dataset.test), 1))
     classes = len(dataset.schema.classes)
     if not classes:
         return np.full((len(dataset.test), 1), dataset.train.y.mean())
@@ -52,14 +57,15 @@ def trivial(dataset: Dataset) -> Answers:
 
 
 def linear(dataset: Dataset, seed: int) -> Answers:
-    """Logistic or ridge regression on (at most `MAX_ROWS` of) the training split.
+    """Logistic or ridge regression on (at most `MAX_ROWS` of) the training split; of labels,
+    one for each.
 
     On texts, of the TF-IDF of the words the model sees: of single words or of pairs too.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    rows = np.random.default_rng(seed).permutation(len(dataset.train))[:MAX_ROWS]
+    rows = _rows(dataset, seed)
     y = dataset.train.y[rows]
     strengths = TEXT_STRENGTHS if "vocabulary" in dataset.preprocess.facts else STRENGTHS
     best, best_score, best_x = None, -np.inf, None
@@ -70,6 +76,8 @@ def linear(dataset: Dataset, seed: int) -> Answers:
                 if dataset.schema.classes
                 else Ridge(alpha=1 / strength)
             )
+            if dataset.schema.task == "multilabel":
+                model = EachLabel(model)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # near enough for a baseline
                 model.fit(train, y)
@@ -86,9 +94,62 @@ def boosting(dataset: Dataset, seed: int) -> Answers:
     kind = (
         HistGradientBoostingClassifier if dataset.schema.classes else HistGradientBoostingRegressor
     )
-    rows = np.random.default_rng(seed).permutation(len(dataset.train))[:MAX_ROWS]
+    rows = _rows(dataset, seed)
     ((train, _, test),) = _features(dataset, rows)
-    return _answers(dataset, kind(random_state=seed).fit(train, dataset.train.y[rows]), test)
+    model: Any = kind(random_state=seed)
+    if dataset.schema.task == "multilabel":
+        model = EachLabel(model)
+    return _answers(dataset, model.fit(train, dataset.train.y[rows]), test)
+
+
+class EachLabel:
+    """One model of two classes for each of some labels.
+
+    Not scikit-learn's, which has no answer for a label of one sample where a model keeps some of
+    each class aside.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._fitted: list[Any] = []
+
+    def fit(self, x: Matrix, y: npt.NDArray[np.integer]) -> EachLabel:
+        """
+        Args:
+            y: [n, labels]
+        """
+        from sklearn.base import clone
+        from sklearn.dummy import DummyClassifier
+
+        self._fitted = []
+        for has in y.T:
+            rarer = min(int(has.sum()), int((1 - has).sum()))
+            model = clone(self._model) if rarer >= FEWEST else DummyClassifier(strategy="prior")
+            self._fitted.append(model.fit(x, has))
+        return self
+
+    def predict_proba(self, x: Matrix) -> Answers:
+        """[n, labels]"""
+        found = [model.predict_proba(x) for model in self._fitted]
+        return np.stack(
+            [
+                of[:, 1] if of.shape[1] == 2 else np.full(len(of), float(model.classes_[0]))
+                for of, model in zip(found, self._fitted, strict=True)
+            ],
+            axis=1,
+        )
+
+    def score(self, x: Matrix, y: npt.NDArray[np.integer]) -> float:
+        """More is better."""
+        return -metrics.labels(self.predict_proba(x), y)["loss"]
+
+
+def _rows(dataset: Dataset, seed: int) -> npt.NDArray[np.int64]:
+    """Training samples that a baseline is fitted to, by chance; fewer where many labels each take
+    a fit of their own."""
+    fits = len(dataset.schema.classes) if dataset.schema.task == "multilabel" else 1
+    most = max(MIN_ROWS, MAX_ROWS // max(1, fits // WHOLE_LABELS))
+    return np.random.default_rng(seed).permutation(len(dataset.train))[:most]
 
 
 def _features(
@@ -118,6 +179,8 @@ def _answers(dataset: Dataset, model: Any, x: Matrix) -> Answers:
     if not dataset.schema.classes:
         values: Answers = model.predict(x).reshape(-1, 1)
         return values
+    if isinstance(model, EachLabel):
+        return model.predict_proba(x)
     answers = np.zeros((len(dataset.test), len(dataset.schema.classes)))
     answers[:, model.classes_] = model.predict_proba(x)
     return answers

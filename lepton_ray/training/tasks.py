@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,8 @@ from lepton_ray.errors import ExperimentError, nearest
 from lepton_ray.training import forecasts, metrics, rankings
 
 Answers = npt.NDArray[np.floating]
-"""[n, classes] probabilities, [n, items] scores, or [n, steps] values in the target's own unit."""
+"""[n, classes] probabilities (that sum to 1, or of each label), [n, items] scores, or [n, steps]
+values in the target's own unit."""
 
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
@@ -41,6 +42,13 @@ def task_of(dataset: Dataset, class_weights: ClassWeights = None) -> Task:
         ExperimentError: for weights of classes that are none.
     """
     schema = dataset.schema
+    if schema.task == "multilabel":
+        weights = None if class_weights is None else _label_weights(dataset, class_weights)
+        return Task(
+            _label_loss(weights),
+            lambda outputs, samples: torch.sigmoid(outputs.float()).cpu().numpy(),
+            lambda answers, samples: metrics.labels(answers, samples.y),
+        )
     if schema.classes:
         cost: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
         if class_weights is not None:
@@ -94,14 +102,44 @@ def _weights(dataset: Dataset, asked: Literal["balanced"] | Mapping[str, float])
     if asked == "balanced":
         weights = 1.0 / counts
     else:
-        for name in asked:
-            if name not in classes:
-                raise ExperimentError(
-                    "experiment",
-                    [f"train.class_weights: no class {name!r}, {nearest(name, classes)}"],
-                )
+        _check_names(asked, classes, "class")
         weights = np.array([asked.get(name, 1.0) for name in classes])
     return torch.tensor(weights * len(y) / (weights * counts).sum(), dtype=torch.float32)
+
+
+def _label_weights(
+    dataset: Dataset, asked: Literal["balanced"] | Mapping[str, float]
+) -> tuple[Tensor, Tensor]:
+    """[labels] What it costs to see a label where it is not, and to miss it; of each label with a
+    mean of 1 over the training samples."""
+    classes, y = dataset.schema.classes, dataset.train.y
+    have = y.sum(axis=0, dtype=np.int64)
+    have_not = len(y) - have
+    if asked == "balanced":
+        missed = have_not / have
+    else:
+        _check_names(asked, classes, "label")
+        missed = np.array([asked.get(name, 1.0) for name in classes])
+    mean = (missed * have + have_not) / len(y)
+    return torch.from_numpy(1.0 / mean).float(), torch.from_numpy(missed / mean).float()
+
+
+def _check_names(asked: Mapping[str, float], known: Sequence[str], what: str) -> None:
+    for name in asked:
+        if name not in known:
+            problem = f"train.class_weights: no {what} {name!r}, {nearest(name, known)}"
+            raise ExperimentError("experiment", [problem])
+
+
+def _label_loss(weights: tuple[Tensor, Tensor] | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        each = functional.binary_cross_entropy_with_logits(outputs, y.float(), reduction="none")
+        if weights is not None:
+            seen, missed = (weight.to(outputs.device) for weight in weights)
+            each = each * torch.where(y > 0, missed, seen)
+        return each.mean()
+
+    return loss
 
 
 def _weighted(weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

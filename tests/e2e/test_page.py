@@ -230,6 +230,31 @@ def test_a_table_is_filled_in_by_keyboard_alone(browser: Browser, tmp_path: Path
         expect(page.get_by_role("textbox", name=re.compile("^age"))).to_be_focused()
 
 
+def test_each_label_of_a_row_is_shown(browser: Browser, tmp_path: Path) -> None:
+    age, city = np.arange(300.0), np.array(["Bonn", "Oslo", "Rom"] * 100)
+    frame = pd.DataFrame({"age": age, "city": city, "old": age > 150, "roman": city == "Rom"})
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    settings = TableData(kind="table", source=str(tmp_path / "people.csv"), target=("old", "roman"))
+    app = trained(tmp_path, data.load(settings), Model(name="mlp", width=16))
+    with served(app) as url, opened(browser, url) as page:
+        said, bars = page.get_by_role("status"), page.get_by_role("list", name="Probabilities")
+        page.get_by_role("textbox", name=re.compile("^age")).fill("290")
+        page.get_by_label("city").select_option("Rom")
+        page.get_by_role("button", name="Predict").click()
+        expect(said).to_contain_text("old, roman, by version 3")
+        expect(bars.locator(".best")).to_have_count(2)
+        page.get_by_role("textbox", name=re.compile("^age")).fill("2")
+        page.get_by_label("city").select_option("Bonn")
+        page.get_by_role("button", name="Predict").click()
+        expect(said).to_contain_text("no label, by version 3")
+        expect(bars.get_by_role("listitem")).to_have_count(2)
+        expect(bars.locator(".best")).to_have_count(0)
+        expect(page.get_by_role("button", name="Example 1, labels: ")).to_be_visible()
+        page.get_by_role("button", name="Explain").click()
+        expect(page.get_by_role("heading", name=re.compile("Why (old|roman) has"))).to_be_visible()
+        looked_at(page, "labels")
+
+
 def test_a_text_is_typed_and_its_words_are_marked(browser: Browser, tmp_path: Path) -> None:
     source = apps.write_reviews(tmp_path / "reviews.csv", 600)
     settings = TextData(kind="text", source=str(source), text="text", target="mood")

@@ -105,9 +105,34 @@ def idx(home: Path) -> str:
     return "idx"
 
 
+def comments(home: Path) -> str:
+    frame = pd.read_csv(apps.write_reviews(home / "r.csv", 240)).drop(columns=["mood", "part"])
+    labels = {word: frame.text.str.contains(word).astype(int) for word in ("lovely", "film")}
+    frame.assign(id=[f"c{n}" for n in range(240)], **labels).to_csv("comments.csv", index=False)
+    return "comments.csv"
+
+
+def films(home: Path) -> str:
+    rng = np.random.default_rng(0)
+    genres = [[g for g in ("comedy", "drama", "war") if rng.random() < 0.4] for _ in range(300)]
+    frame = pd.DataFrame({"minutes": rng.normal(100, 20, 300), "genres": map("|".join, genres)})
+    frame.to_csv("films.csv", index=False)
+    return "films.csv"
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
+        (
+            comments,
+            {
+                "kind": "text",
+                "target": ("lovely", "film"),
+                "model": "text_bag",
+                "metric": "average_precision",
+            },
+        ),
+        (films, {"kind": "table", "target": "genres", "metric": "average_precision"}),
         (
             cancer,
             {"kind": "table", "target": "diagnosis", "model": "table_resnet", "metric": "accuracy"},
@@ -189,6 +214,36 @@ def test_the_target_is_known_by_its_name_else_the_last_that_can_be() -> None:
 )
 def test_classes_are_texts_or_few_whole_numbers(values: list, task: str) -> None:
     assert guessed(table(y=values))["task"] == task
+
+
+def test_several_labels_are_told_by_names_and_cells() -> None:
+    one, two = [0, 1] * 30, [True, False, False] * 20
+    cells = ["x;y", "y", "x", ""] * 15
+    named = guessed(table(label_red=one, label_big=two))
+    assert named["target"] == ["label_red", "label_big"]
+    assert "task" not in named
+    assert guessed(table(red=one, big=two), "red,big")["target"] == ["red", "big"]
+    found = guessed(table(tags=cells))
+    assert (found["target"], found["separator"]) == ("tags", ";")
+    assert guessed(table(c=cells), "c")["separator"] == ";"
+    lists = guessed(table(tags=[["x"], ["x", "y"], []] * 20))
+    assert (lists["target"], "separator" in lists) == ("tags", False)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"category": ["Rom, Italy", "Bonn, Germany", "Köln, Germany"] * 20},
+        {"is_open": [0, 1] * 30, "y": ["p", "q", "r"] * 20},
+        {"smoker": [0, 1] * 30, "ill": [0, 0, 1] * 20},
+        {"label_a": [0, 1] * 30, "label": ["p", "q", "r"] * 20},
+        {"tags": ["x", "y", "z"] * 20},
+    ],
+)
+def test_what_is_not_evident_is_one_class(columns: dict) -> None:
+    found = guessed(table(**columns))
+    assert found["target"] == list(columns)[-1]
+    assert "separator" not in found
 
 
 def test_columns_that_tell_nothing_are_dropped() -> None:

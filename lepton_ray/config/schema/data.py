@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lepton_ray.config.schema.section import Section, Source, distinct
+from lepton_ray.config.schema.section import (
+    Section,
+    Separator,
+    Source,
+    Target,
+    columns_of,
+    distinct,
+)
 from lepton_ray.config.schema.sequences import InteractionData, SeriesData
 from lepton_ray.config.schema.splits import Split
 from lepton_ray.config.schema.tables import TableData
@@ -37,7 +44,8 @@ class ImageData(Section):
     kind: Literal["image"]
     source: str
     """A folder with a folder of pictures for each class, or with ``train/`` and ``test/`` of such;
-    a folder with the IDX files of MNIST, an ``.npz`` with x and y, or ``sklearn:digits``."""
+    a folder with the IDX files of MNIST, an ``.npz`` with x and y (and the names of labels, where y
+    has a column of 0 and 1 for each), or ``sklearn:digits``."""
     max_bad: float = Field(0.01, ge=0, lt=1)
     """Share of a folder's pictures that may be unreadable; they are named and left out."""
     split: Split = Split()
@@ -57,15 +65,23 @@ class TextData(Section):
     """As of a table."""
     text: str
     """The column of texts. An empty cell is an empty text."""
-    target: str
-    """The column of classes to predict."""
+    target: Target
+    """The column of classes to predict; or labels, as of a table."""
+    separator: Separator | None = None
+    """As of a table."""
     split: Split = Split()
     preprocess: TextPreprocess = TextPreprocess()
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return columns_of(self.target, self.separator)
+
     @model_validator(mode="after")
     def _reads_no_answer(self) -> TextData:
-        named = {"text": self.text, "target": self.target, "split.column": self.split.column}
-        distinct(named)
+        for target in self.targets:
+            named = {"text": self.text, "target": target, "split.column": self.split.column}
+            distinct(named)
         return self
 
 

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lepton_ray.config.schema.section import Section, Source, distinct
+from lepton_ray.config.schema.section import (
+    Section,
+    Separator,
+    Source,
+    Target,
+    columns_of,
+    distinct,
+)
 from lepton_ray.config.schema.splits import Split
 
 ColumnType = Annotated[str, Field(pattern=r"^(number|category|date( .*%.*)?)$")]
@@ -34,10 +41,14 @@ class TableData(Section):
     here or at a URI (``s3://``, ``gs://``), your own ``package.module:function`` that returns a
     pandas data frame or columns by name, ``sklearn:`` and breast_cancer, diabetes, iris or wine; or
     a list of these."""
-    target: str
-    """The column to predict."""
+    target: Target
+    """The column to predict. Or a list of columns of 0 and 1 (``false`` and ``true``), each of
+    which says whether a row has the label that it is named after."""
+    separator: Separator | None = None
+    """What stands between the labels in a cell of the target, as in ``comedy|drama``; an empty cell
+    has none. Cells that are lists (JSONL, Parquet) need no separator."""
     task: Literal["classification", "regression"] = "classification"
-    """Whether the target is one of some classes or a number."""
+    """Whether the target is one of some classes (or any of some labels) or a number."""
     target_log: bool = False
     """Whether a number to predict is learned as its logarithm: sign(y) * log(1 + abs(y))."""
     drop: tuple[str, ...] = ()
@@ -47,6 +58,11 @@ class TableData(Section):
     with the form of its texts ``date %d.%m.%Y``."""
     split: Split = Split()
     preprocess: TablePreprocess = TablePreprocess()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict."""
+        return columns_of(self.target, self.separator)
 
     @field_validator("types", mode="before")
     @classmethod
@@ -63,14 +79,21 @@ class TableData(Section):
     @model_validator(mode="after")
     def _settings_name_features(self) -> TableData:
         split = self.split
-        named = {"target": self.target, "split.column": split.column, "split.group": split.group}
-        distinct(named | {"split.time": split.time})
+        for target in self.targets:
+            named = {"target": target, "split.column": split.column, "split.group": split.group}
+            distinct(named | {"split.time": split.time})
+        several = "separator is" if self.separator is not None else "several targets are"
+        if self.task == "regression" and (self.separator is not None or len(self.targets) > 1):
+            raise ValueError(
+                f"{several} for labels, but task is regression: name one column of numbers in "
+                "target, or leave task out"
+            )
         if self.target_log and self.task != "regression":
             raise ValueError(
                 "target_log is for a number to predict, but task is classification: leave it out, "
                 "or set task: regression"
             )
         for name in self.types:
-            if name == self.target or name in self.drop:
+            if name in self.targets or name in self.drop:
                 raise ValueError(f"types are those of features, but {name!r} is none: take it out")
         return self

@@ -73,6 +73,7 @@ class Train(Section):
     """For images only."""
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     """What an error in a class costs: as much for each class in total, or by its name (others 1).
+    Of labels, what it costs to miss one: as much in total as to see it where it is not.
     The metrics stay unweighted; ``evaluate.calibrate: platt`` makes probabilities of it again."""
     clip: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient."""

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from lepton_ray.data.decision import Decision
+from lepton_ray.data.decision import AnyDecision, LabelDecision
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import InputError
@@ -36,7 +36,7 @@ class Explainer:
         program: torch.fx.GraphModule,
         preprocess: Preprocess,
         schema: Schema,
-        decision: Decision,
+        decision: AnyDecision,
         baseline: Tensor | None,
     ) -> None:
         self._program = program
@@ -64,7 +64,8 @@ class Explainer:
         baseline = None
         if (folder / BASELINE).exists():
             baseline = torch.from_numpy(load_file(folder / BASELINE)["mean"])
-        return Explainer(program, Preprocess.load(folder), schema, read_decision(folder), baseline)
+        decided = read_decision(folder, schema)
+        return Explainer(program, Preprocess.load(folder), schema, decided, baseline)
 
     def explain(
         self, columns: Mapping[str, Any], method: str | None = None, target: str | None = None
@@ -75,7 +76,7 @@ class Explainer:
             columns: column name -> values [n, ...], already checked.
             method: one of `answers.METHODS`; default integrated gradients where the model has
                 gradients by part, else Kernel SHAP.
-            target: a class; default what each row is answered.
+            target: a class; default what each row is answered, of labels the likeliest.
 
         Raises:
             InputError: for an unknown class or method, or one that the model does not allow.
@@ -124,10 +125,15 @@ class Explainer:
             return self.schema.classes.index(target)
         with torch.no_grad():
             found = self._answer(of.rough(torch.ones(1, of.parts))).numpy()
+        if isinstance(self._decision, LabelDecision):
+            return int(found[0].argmax())
         return int(self._decision.chosen(found)[0])
 
     def _answer(self, outputs: Tensor) -> Tensor:
         """Probabilities, or values in the target's unit."""
+        if isinstance(self._decision, LabelDecision):
+            scale, shift = (torch.tensor(of) for of in (self._decision.scale, self._decision.shift))
+            return torch.sigmoid(outputs * scale + shift)
         if self.schema.classes:
             shift = torch.zeros(outputs.shape[1])
             shift[1] = self._decision.shift
