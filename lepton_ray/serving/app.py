@@ -19,12 +19,12 @@ from starlette.types import ASGIApp
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import InputError, LeptonRayError
-from lepton_ray.serving import api, drift, sweep
+from lepton_ray.serving import access, api, drift, sweep
 from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.explain import deployment as explaining
 from lepton_ray.serving.explain.answers import Explanation
 from lepton_ray.serving.follower import Files, Present, Told, write_files
-from lepton_ray.serving.guard import OVERLOADED_S, log_access, needs_keys
+from lepton_ray.serving.guard import OVERLOADED_S, needs_keys
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.refusals import RefusedError
@@ -86,6 +86,7 @@ class Endpoint:
     async def __init__(  # type: ignore[misc]
         self, follower: Any, name: str, config: Serve, explaining: Any
     ) -> None:
+        self._log = access.beside(logger)
         self._follower = follower
         self._explaining = explaining  # a handle of the deployment, or None
         self._name = name
@@ -112,10 +113,13 @@ class Endpoint:
             limits=self._config.limits,
             keyring=self._keyring,
             counts=self._counts,
-            log=log_access,
+            log=self._log,
             echo=False,
             explain=self._config.explain,
         )
+
+    def __del__(self) -> None:
+        self._log.flush()
 
     @property
     def answering(self) -> tuple[Runtime, ...]:

@@ -211,8 +211,3 @@ class Guard:
                 "bytes_out": exchange.bytes_out,
             }
         )
-
-
-def log_access(line: dict[str, Any]) -> None:
-    """Into the replica's log; as JSON where the endpoint set that form."""
-    logger.info("request", extra={"request": line})

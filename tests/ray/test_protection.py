@@ -156,11 +156,10 @@ def test_the_access_log_is_json_with_a_line_a_request(
 
     def lines() -> dict[str, dict]:
         found = {}
-        for path in folder.glob("replica_*"):
+        for path in folder.glob(f"access_replica_*{NAME}*"):
             for line in path.read_text().splitlines():
-                if NAME in path.name and '"request": {' in line:
-                    request = json.loads(line)["request"]
-                    found[request["id"]] = request
+                request = json.loads(line)
+                found[request["id"]] = request
         return found
 
     wait_for(lambda: {"find-me", "find-me-too"} <= lines().keys(), 10)
