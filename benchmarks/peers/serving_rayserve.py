@@ -1,6 +1,7 @@
-"""Peer: Ray Serve at its defaults, eager torch. ``serving_rayserve.py MODEL PORT``."""
+"""Peer: Ray Serve at its defaults, eager torch. ``serving_rayserve.py MODEL PORT``.
 
-from __future__ import annotations
+No ``from __future__ import annotations``: FastAPI would not find the types of a class in `__main__`.
+"""
 
 import sys
 import threading
