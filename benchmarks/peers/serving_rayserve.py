@@ -1,6 +1,6 @@
 """Peer: Ray Serve at its defaults, eager torch. ``serving_rayserve.py MODEL PORT``.
 
-No ``from __future__ import annotations``: FastAPI would not find the types of a class in `__main__`.
+No ``from __future__ import annotations``: FastAPI would not find the types of such a class.
 """
 
 import sys
