@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import random
+import time
 from multiprocessing.connection import Client
 from threading import Thread
 from typing import Any
@@ -121,6 +122,10 @@ def test_one_that_connects_again_is_lost_to_the_others_first() -> None:
         assert [entry.peers.size for entry in entries] == [2, 2]
         again = enter(member("other"))
         assert one._lost.wait(60), "or it would wait for one that waits for it"
+        deadline = time.monotonic() + 60
+        while not any(s.id == "other" and s.arrived for s in coordinator.connected()):
+            assert time.monotonic() < deadline  # else the next generation is of one
+            time.sleep(0.01)
         one._before.broken = True
         enter(one, (3, 0)).join(60)
         again.join(60)
