@@ -99,7 +99,7 @@ def test_one_that_leaves_hands_its_state_over_first() -> None:
 
 def enter(member: Live, progress: Any = None) -> Thread:
     """In a thread, as the others are waited for."""
-    entering = Thread(target=lambda: entries.append(member.enter(None, progress)))
+    entering = Thread(target=lambda: entries.append(member.enter(None, progress)), daemon=True)
     entering.start()
     return entering
 
