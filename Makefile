@@ -36,6 +36,7 @@ test: install
 	.venv/bin/pytest tests/ray
 
 e2e: install
+	.venv/bin/pytest tests/ray -m slow
 	.venv/bin/pytest tests/e2e
 
 # `ray up`, jobs, power cuts and `ray down` on machines in namespaces of this one; needs root.

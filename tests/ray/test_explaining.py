@@ -41,6 +41,7 @@ def replicas(name: str) -> int:
     return sum(deployed.replica_states.values())
 
 
+@pytest.mark.slow
 def test_the_first_question_starts_the_replica_that_explains(
     cluster: None, version: ModelVersion, dataset: Dataset, port: int
 ) -> None:

@@ -13,6 +13,7 @@ from lepton_ray.config import validate
 from lepton_ray.pipeline.run import Run
 
 
+@pytest.mark.slow
 def test_labels_go_from_a_file_to_an_answer(
     cluster: None, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def replicas() -> int:
     return sum(deployment.replica_states.values())
 
 
+@pytest.mark.slow
 def test_the_last_replica_goes_and_comes_back_when_it_is_asked(
     cluster: None, port: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
