@@ -48,6 +48,7 @@ def experiment(
     checkpoint_every: int | None = None,
     batch: int = BATCH,
     shards: int | None = None,
+    optimizer: dict[str, Any] | None = None,
 ) -> Any:
     from lepton_ray.config import validate
 
@@ -60,7 +61,7 @@ def experiment(
                 "epochs": 1,
                 "batch": batch,
                 "shards": shards,
-                "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+                "optimizer": optimizer or {"name": "sgd", "lr": 0.01, "momentum": 0.9},
                 "exact": exact,
                 "checkpoint": {"every_s": 1e9, "every_steps": checkpoint_every},
             },

@@ -42,21 +42,23 @@ def chain(input_shape: tuple[int, ...], classes: int, *, layers: int) -> torch.n
     return torch.nn.Sequential(*parts, torch.nn.Linear(SIDE, classes))
 
 
-def _replica(number: int, address: Any, layers: int, part_bytes: int, pipe: Any) -> None:
+def _replica(number: int, address: Any, layers: int, part_bytes: int | None, pipe: Any) -> None:
     """Sends the seconds of each step, and of what lies between steps."""
     from lepton_ray.training import joining
     from lepton_ray.training.loop import Replica
     from lepton_ray.training.membership.live import Live
 
-    joining.PART_BYTES = part_bytes
+    joining.PART_BYTES = part_bytes or joining.PART_BYTES
     between: list[float] = []
     depth = [0]
     for name in ("_join", "_take_in"):
         setattr(Replica, name, _timing(getattr(Replica, name), between, depth))
-    asked = elastic.experiment({"name": "joining:chain", "layers": layers}, batch=4, shards=4)
-    optimizer = {"name": "adamw", "lr": 1e-4}
-    train = asked.train.model_copy(update={"optimizer": type(asked.train.optimizer)(**optimizer)})
-    asked = asked.model_copy(update={"train": train})
+    asked = elastic.experiment(
+        {"name": "joining:chain", "layers": layers},
+        batch=4,
+        shards=4,
+        optimizer={"name": "adamw", "lr": 1e-4},
+    )
     membership = Live(address, SECRET, id=str(number), guaranteed=True, host="127.0.0.1")
     enter = membership.enter
     come = [number == 2]
@@ -91,8 +93,12 @@ def _timing(method: Any, seconds: list[float], depth: list[int]) -> Any:
     return timed
 
 
-def join(layers: int, part_bytes: int) -> dict[str, Any]:
-    """One training in which a third replica joins, ended some steps later."""
+def join(layers: int, part_bytes: int | None = None) -> dict[str, Any]:
+    """One training in which a third replica joins, ended some steps later.
+
+    Args:
+        part_bytes: of weights that travel at a boundary; default as it is.
+    """
     from lepton_ray.training.membership.coordinator import Coordinator
 
     context = multiprocessing.get_context("spawn")
@@ -135,7 +141,7 @@ def main() -> None:
         megabytes = round(3 * 4 * layers * SIDE**2 / 1e6)
         runs: dict[str, list[dict[str, Any]]] = {"parts": [], "at_once": []}
         for _ in range(repeats):
-            runs["parts"].append(join(layers, 16 << 20))
+            runs["parts"].append(join(layers))
             runs["at_once"].append(join(layers, 1 << 50))
         detail[f"{megabytes} MB"] = runs
         if not options.json:

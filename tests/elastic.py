@@ -295,13 +295,14 @@ def train_live(
     experiment: Experiment,
     members: list[Member],
     pause_s: float = 0.02,
-    part_bytes: int = 16 << 20,
+    part_bytes: int | None = None,
 ) -> LiveOutcome:
     """Train with live replicas that come and go as written; those that are left must agree.
 
     Args:
         pause_s: in every step, so that the members' comings and goings fall into the training.
-        part_bytes: what travels to a joiner at each step boundary; 1 for one tensor.
+        part_bytes: what travels to a joiner at each step boundary; 1 for one tensor, None for as
+            much as usual.
     """
     from lepton_ray.training.checkpoint import CheckpointFolder
     from lepton_ray.training.membership.coordinator import Coordinator
@@ -406,7 +407,7 @@ def _live_replica(
     secret: bytes,
     folder: str,
     pause_s: float,
-    part_bytes: int,
+    part_bytes: int | None,
     pipe: Connection,
 ) -> None:
     from lepton_ray import data
@@ -418,7 +419,7 @@ def _live_replica(
     from lepton_ray.training.membership.live import Live
     from lepton_ray.training.step import TrainStep
 
-    joining.PART_BYTES = part_bytes
+    joining.PART_BYTES = part_bytes or joining.PART_BYTES
     leave = threading.Event()
     if member.corrupt:
         _plant_fault("silent_corruption", 1)

@@ -86,11 +86,14 @@ def from_json(schema: Schema, value: dict[str, Any]) -> AnyDecision:
     return LabelDecision(**{name: tuple(numbers) for name, numbers in value.items()})
 
 
-def check(asked: Evaluate, classes: int) -> None:
+def check(asked: Evaluate, schema: Schema) -> None:
     """
     Raises:
         ExperimentError: for what needs classes, or two of them, where there are others.
     """
+    if schema.task == "multilabel":  # each label is two classes: it is there or not
+        return
+    classes = len(schema.classes)
     problems = []
     if asked.calibrate != "none" and (classes == 0 or (asked.calibrate == "platt" and classes > 2)):
         wants = "two classes" if asked.calibrate == "platt" else "classes"

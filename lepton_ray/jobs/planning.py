@@ -106,8 +106,7 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
     dataset = data.load(experiment.data, experiment.evaluate.slices)
     on_gpu = experiment.workers.gpus > 0 and torch.cuda.is_available()
     replica = Replica(experiment, dataset, device=torch.device("cuda" if on_gpu else "cpu"))
-    if dataset.schema.task != "multilabel":  # each label is two classes: it is there or not
-        decision.check(experiment.evaluate, len(dataset.schema.classes))
+    decision.check(experiment.evaluate, dataset.schema)
     try:
         loss, step_s, metrics = _try(replica)
     except RuntimeError as error:

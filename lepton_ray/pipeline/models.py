@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from lepton_ray.config import load
@@ -45,7 +44,7 @@ def serve_model(
     for option, tried in (("canary", canary), ("shadow", shadow)):
         if tried and reference != f"{version.name}@champion":
             raise InputError(f"--{option} is for endpoints of NAME@champion, but got {reference!r}")
-        if tried and re.split("[@/]", tried)[0] != version.name:
+        if tried and registry.name_of(tried) != version.name:
             raise InputError(f"--{option} takes a version of {version.name}, but got {tried!r}")
     if embedded:
         endpoint.check_port(settings.host, settings.port)
@@ -68,7 +67,7 @@ def stop_serving(name: str, *, address: str | None, terminal: Terminal) -> dict[
     """End an endpoint that was left up on a cluster."""
     if session.is_embedded(address):
         raise InputError("--stop ends an endpoint on a cluster: name it with --address")
-    name = re.split("[@/]", name)[0]
+    name = registry.name_of(name)
     with session.session(address):
         endpoint.stop(name)
     terminal.say(f"serve  the endpoint of {name} has ended")

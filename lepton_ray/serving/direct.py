@@ -1,8 +1,8 @@
 """The short way to one route: what nearly all requests ask for does not go through a framework.
 
-Half of the time that a small model's endpoint spends on a request is the framework's: middleware,
-routing, dependencies. So the request that carries most of the load is recognized here; every other
-one, and one with a query, goes to the application.
+Of the time that a replica with a small model spends on a request, a third is the framework's:
+middleware, routing, dependencies. So the request that carries most of the load is recognized here;
+every other one, and one with a query, goes to the application.
 """
 
 from __future__ import annotations

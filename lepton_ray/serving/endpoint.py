@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shlex
 import socket
 import threading
@@ -80,7 +79,7 @@ def check_free(reference: str, *, share: bool = False) -> None:
     found = _there(reference)
     if found is None or (share and found[1].reference == reference):
         return
-    name, about = _name(reference), found[1]
+    name, about = registry.name_of(reference), found[1]
     raise ServingError(
         f"{name} is served on this cluster already: {about.reference} at {about.url}. Use that, "
         f"or end it where it was started, or with lepton-ray serve {name} --stop"
@@ -162,14 +161,10 @@ def stop(name: str) -> None:
         endpoints.withdraw(name, found[1].id)
 
 
-def _name(reference: str) -> str:
-    return re.split("[@/]", reference)[0]
-
-
 def _there(reference: str) -> tuple[Any, About] | None:
     """The endpoint of the model that this cluster has, or that is being started; not what is left
     of one whose command was killed."""
-    name = _name(reference)
+    name = registry.name_of(reference)
     found = follower.find(name)
     if found is None or name in serve.status().applications or found[1].age_s < STARTING_S:
         return found

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import re
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -123,7 +122,7 @@ class Follower:
         self, reference: str, endpoint: str, url: str, key_source: KeySource | None = None
     ) -> None:
         self._reference = reference
-        self._name = re.split("[@/]", reference)[0]
+        self._name = registry.name_of(reference)
         self._endpoint = endpoint
         self._url = url
         self._key_source = key_source

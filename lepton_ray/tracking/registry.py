@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ def resolve(reference: str) -> ModelVersion:
     raise ModelError(
         f"a model is named NAME@ALIAS or NAME/VERSION, as in digits@champion, got {reference!r}"
     )
+
+
+def name_of(reference: str) -> str:
+    """The model's name in ``name@alias``, ``name/version`` or a bare name."""
+    return re.split("[@/]", reference)[0]
 
 
 def find_champion(name: str) -> ModelVersion | None:

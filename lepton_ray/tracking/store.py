@@ -23,7 +23,8 @@ from lepton_ray.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+DEFAULT_URI = f"{SQLITE}mlflow.db"
 FLUSH_S = 1.0
 BATCH = 900  # MLflow takes 1000 metrics and 100 parameters in one call
 PARAM_CHARS = 6000  # of one value; MLflow's own limit
@@ -39,9 +40,8 @@ def tracking_uri() -> str:
 def absolute_uri() -> str:
     """The same for a process in another folder."""
     uri = tracking_uri()
-    if not uri.startswith("sqlite:///"):
-        return uri
-    return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+    path = _file(uri)
+    return uri if path is None else f"{SQLITE}{path.resolve()}"
 
 
 def client() -> MlflowClient:
@@ -71,9 +71,11 @@ def check() -> None:
         StoreError: when the store cannot be opened or written.
     """
     uri = tracking_uri()
-    _check_writable(uri)
-    if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists():
+    path = _file(uri)
+    if path is None or path.exists():
         client()
+    else:
+        _check_writable(uri)
 
 
 def top_level_runs(name: str | None, most: int) -> list[Any]:
@@ -98,10 +100,15 @@ def top_level_runs(name: str | None, most: int) -> list[Any]:
     return list(found)
 
 
+def _file(uri: str) -> Path | None:
+    """Of a store that is one."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
 def _check_writable(uri: str) -> None:
-    if not uri.startswith("sqlite:///"):
+    path = _file(uri)
+    if path is None:
         return
-    path = Path(uri.removeprefix("sqlite:///"))
     target = path if path.exists() else path.parent
     if not target.exists():
         raise StoreError(f"the MLflow store {uri} cannot be used: {target} does not exist")

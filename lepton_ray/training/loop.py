@@ -59,7 +59,8 @@ class Replica:
         report: gets events as plain dicts, on replica 0 only.
         epochs: where to stop, if before ``train.epochs``; the schedule stays that of the whole run.
 
-    Building one waits until it is part of a generation and holds its state.
+    Building one waits until it is part of a generation and holds its state, or the first part of it
+    (see `joining`).
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Replica:
         self._join()
 
     def _begin(self) -> None:
+        """A state from the seed, and the step over it."""
         self.state = initial_state(self.experiment, self.dataset, self.device)
         self._step = TrainStep(
             self.state,
@@ -135,7 +137,6 @@ class Replica:
         if self._arrival and not self._has_state:
             self._begin()  # what it holds is void
         self.peers = entry.peers
-        self._step.join(self.peers)
         if entry.restore and self.peers.rank == entry.source:
             self._restore()
         if entry.behind:
@@ -147,6 +148,7 @@ class Replica:
         self._has_state = self.peers.rank not in entry.joining
         self._arrival = Arrival(self.state, entry) if entry.joining else None
         self._take_in()
+        self._step.join(self.peers)
         if self.peers.rank == 0:
             self._take_charge(restored=entry.restore)
         else:
@@ -164,18 +166,19 @@ class Replica:
             }
         )
 
-    def _take_in(self, *, to_the_end: bool = False) -> None:
-        """Bring those that join further; they do their share once they hold the whole state."""
+    def _take_in(self, *, to_the_end: bool = False) -> bool:
+        """Bring those that join further; True when they now hold the whole state, and host shards
+        from the step's next `TrainStep.join` on."""
         arrival = self._arrival
         if arrival is None or not arrival.go_on(to_the_end=to_the_end):
-            return
+            return False
         self._arrival = None
         self._has_state = True
         self.peers.hosts = self.peers.size
-        self._step.join(self.peers)
         if arrival.parts > 1:
             told = {"step": self.state.step, "parts": arrival.parts, "hosts": self.peers.hosts}
             self._report({"kind": "joined", **told})
+        return True
 
     def _part(self) -> None:
         """Let the generation go, so that those who still wait in it are told."""
@@ -275,13 +278,13 @@ class Replica:
         """One step and what follows it: digest, checkpoint, a change of the generation."""
         began, waited = time.monotonic(), self.peers.waited_s
         # Others that come wait until those that join have; one that leaves may have no time to.
-        ask = self._membership
-        wish = ask.leaving if self._arrival else ask.change_wished()
+        membership = self._membership
+        wish = membership.leaving if self._arrival else membership.change_wished()
         with exactness.naming_causes(self.experiment.name):
             self._step.run(wish=wish)
         if self._step.hosted:
             own_s = time.monotonic() - began - (self.peers.waited_s - waited)
-            ask.note_pace(own_s / self._step.hosted)
+            membership.note_pace(own_s / self._step.hosted)
         if self._profiler:
             self._profiler.step()
         now = time.monotonic()
@@ -296,7 +299,8 @@ class Replica:
         if self._saver:
             self._saver.after_step(self.state)
         self._report_progress()
-        self._take_in()
+        if self._take_in():
+            self._step.join(self.peers)
         if self._step.wished and self.state.step < self.total_steps:
             self._change()
 

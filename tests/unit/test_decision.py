@@ -87,8 +87,9 @@ def test_other_scores_choose_as_scikit_learn_would(name: str) -> None:
     ],
 )
 def test_what_needs_other_classes_is_refused(asked: dict, classes: int, said: str) -> None:
+    schema = data.Schema(columns=(), target="y", classes=tuple(map(str, range(classes))))
     with pytest.raises(ExperimentError, match=said):
-        decision.check(Evaluate.model_validate(asked), classes)
+        decision.check(Evaluate.model_validate(asked), schema)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from lepton_ray.cli import main
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import ServingError
 from lepton_ray.serving import endpoint, follower, keys
+from lepton_ray.serving.access import MOST, AccessLog
 from lepton_ray.serving.board import FORGET_S, GONE_S, Board
 from lepton_ray.serving.follower import About, Follower, KeySource, Told
 from lepton_ray.serving.guard import needs_keys
@@ -84,8 +85,8 @@ def test_without_a_valid_key_every_route_but_the_bare_page_and_health_is_401(
         "Bearer " + keys.make("x", ("admin",), None)[0],
         "Bearer " + "é" * 100,
     ]
-    described = app.get("/openapi.json", headers={"authorization": good}).json()["paths"]
-    paths = [*described, "/", "/docs", "/openapi.json", "/nope", "/metrics/"]
+    routed = app.asgi._app._app  # behind the guard and the short way
+    paths = [route.path for route in routed.routes] + ["/nope", "/metrics/"]
     paths.append("http://endpoint//metrics")  # whole, or the two slashes would name a host
     assert {"/predict", "/docs", "/openapi.json", "/v2", "/health", "/metrics"} <= set(paths)
     closed = [path for path in paths if path != "/" and not path.startswith("/v2/health/")]
@@ -385,9 +386,36 @@ def test_bodies_that_together_are_too_large_are_429(people: Runtime) -> None:
 # --- what is told --------------------------------------------------------------------------------
 
 
+def test_the_access_log_is_written_soon_whole_and_rotated(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    def written(name: str = "access.log") -> list[int]:
+        text = (tmp_path / name).read_text() if (tmp_path / name).exists() else ""
+        return [json.loads(line)["number"] for line in text.splitlines()]
+
+    async def write() -> None:
+        log = AccessLog(path, max_bytes=100_000, backups=1)
+        log({"number": 0})
+        async with asyncio.timeout(60):
+            while not written():
+                await asyncio.sleep(0.01)
+        for number in range(1, MOST + 1):
+            log({"number": number})
+        assert written() == list(range(MOST + 1)), "so many are not kept waiting"
+        for number in range(MOST + 1, 3 * MOST):
+            log({"number": number, "client": "c" * 100})
+        log.flush()
+
+    asyncio.run(write())
+    assert written()[-1] == 3 * MOST - 1
+    assert written("access.log.1"), "the file before"
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict?top_k=1"])
 def test_an_unexpected_error_tells_its_request_and_nothing_of_the_inside(
-    people: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    path: str, people: Runtime, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the short way, and through the framework."""
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     app = apps.app(people)
 
@@ -395,7 +423,7 @@ def test_an_unexpected_error_tells_its_request_and_nothing_of_the_inside(
         raise RuntimeError("secret /path")
 
     app.local.before = fail
-    answer = app.post("/predict", json={"rows": [ROW]}, headers={"x-request-id": "r-1"})
+    answer = app.post(path, json={"rows": [ROW]}, headers={"x-request-id": "r-1"})
     assert answer.status_code == 500
     assert answer.json() == {"detail": "unexpected error, in the log as request r-1"}
     assert "secret /path" in caplog.text
