@@ -430,7 +430,7 @@ def _live_replica(
     def slow(self: Any, *, wish: bool) -> None:
         time.sleep(pause_s)
         run(self, wish=wish)
-        pipe.send({"event": {"kind": "step", "step": self._state.step}})
+        pipe.send({"event": {"kind": "step", "step": self._state.step, "hosted": self.hosted}})
         if member.leaves_at is not None and self._state.step >= member.leaves_at:
             leave.set()
 
