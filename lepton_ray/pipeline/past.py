@@ -103,15 +103,15 @@ def find(name: str, experiment: config.Experiment) -> PastStudy:
     Raises:
         InputError: when there is none.
     """
-    for folder in (Path(name), local_root(experiment.storage) / name):
-        if status.exists(folder / STUDY):
-            return _from_folder(RunFolder.open(str(folder)))
-    runs = RunFolder.all_of(experiment.storage, name)
-    for run in runs:
-        run.fetch(JOURNAL)
-    runs = [run for run in runs if status.exists(run.path / STUDY)]
-    if runs:
-        return _from_folder(runs[-1])
+    for path in (Path(name), local_root(experiment.storage) / name):
+        if status.exists(path / STUDY):
+            return _from_folder(RunFolder.open(str(path)))
+    folders = RunFolder.all_of(experiment.storage, name)
+    for folder in folders:
+        folder.fetch(JOURNAL)
+    folders = [folder for folder in folders if status.exists(folder.path / STUDY)]
+    if folders:
+        return _from_folder(folders[-1])
     run = _mlflow_run(name)
     if run is not None:
         return _from_mlflow(run)
