@@ -105,7 +105,9 @@ def _typed(cells: pa.ChunkedArray, spill: IO[bytes], *, keep_texts: bool) -> pd.
     import pandas as pd
 
     missing = pc.is_in(cells, value_set=pa.array(MISSING, pa.large_string()))
-    present = pc.if_else(missing, pa.scalar(None, pa.large_string()), cells)
+    present = cells  # mapped, where none is missing
+    if pc.any(missing).as_py():
+        present = pc.if_else(missing, pa.scalar(None, pa.large_string()), cells)
     if not keep_texts:
         trimmed = pc.utf8_trim_whitespace(present)
         for kind in (pa.int64(), pa.float64()):

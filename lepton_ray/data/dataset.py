@@ -65,8 +65,8 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
 
-    All samples are held in memory as the model takes them, those of the test split also as the
-    source has them.
+    All samples are held as the model takes them, many rows of a table on disk (see `room`), and
+    those of the test split also as the source has them.
 
     Raises:
         DataError: see `sources.read`, `split.divide` and `preprocess`.

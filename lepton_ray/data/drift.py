@@ -82,8 +82,8 @@ def fit(fitted: Fitted, columns: Mapping[str, Any]) -> dict[str, Bins]:
         columns: column name -> values [n, ...] of the training split.
     """
     found = {}
-    for name, values in measured(fitted, columns).items():
-        values = values[:: len(values) // MOST_ROWS + 1]
+    some = {name: v[:: len(v) // MOST_ROWS + 1].copy() for name, v in columns.items()}
+    for name, values in measured(fitted, some).items():
         if values.dtype.kind == "f":
             edges = _deciles(values)
             counts = _in_edges(edges, values)

@@ -34,7 +34,7 @@ def read(data: TableData | TextData, frame: pd.DataFrame) -> tuple[tuple[str, ..
         names: tuple[str, ...] = data.target
         truth = np.stack([_column(data, name, frame[name]) for name in names], axis=1)
     else:
-        if data.separator is None and not frame[data.target].map(_is_list).any():
+        if data.separator is None and not _has_lists(frame[data.target]):
             return None
         if isinstance(data, TableData) and data.task == "regression":
             raise DataError(
@@ -108,6 +108,10 @@ def _cells(
         for number, row in enumerate(rows):
             truth[number, [at[label] for label in row]] = True
     return names, truth
+
+
+def _has_lists(values: pd.Series) -> bool:
+    return values.dtype == object and bool(values.map(_is_list).any())
 
 
 def _is_list(cell: Any) -> bool:

@@ -19,7 +19,7 @@ from lepton_ray.data.schema import Column
 Indices = npt.NDArray[np.int64]
 SAME = 1 - 1e-9  # correlation of a number with the number to predict
 MIX = np.uint64(1_099_511_628_211)  # of FNV
-_HASHED = {"U": object}
+PART = 1 << 20  # rows that are hashed at a time
 REPEATS = 0.5  # of the rows; a column with more distinct values says nothing by determining a class
 
 
@@ -50,18 +50,34 @@ def warnings(
 
 
 def _duplicates(columns: Mapping[str, npt.NDArray[Any]], parts: Mapping[str, Indices]) -> str:
-    import pandas as pd
-
     rows = np.zeros(len(next(iter(columns.values()))), np.uint64)
     for values in columns.values():  # one after the other, so that they are never copied together
-        rows = rows * MIX + pd.util.hash_array(np.asarray(values, _HASHED.get(values.dtype.kind)))
-    repeated = int(np.isin(rows[parts["test"]], rows[parts["train"]]).sum())
+        for part in (slice(at, at + PART) for at in range(0, len(rows), PART)):
+            _add(rows[part], values[part])
+    train = rows[parts["train"]]
+    train.sort()
+    test = rows[parts["test"]]
+    place = np.searchsorted(train, test)
+    place[place == len(train)] = 0
+    repeated = int((train[place] == test).sum())
     if not repeated:
         return ""
     return (
         f"{repeated:,} of {len(parts['test']):,} test rows are in the training split too, but for "
         "the target: take repeated rows out, or keep them together with data.split.group"
     )
+
+
+def _add(rows: npt.NDArray[np.uint64], values: npt.NDArray[Any]) -> None:
+    """Take the values [n] of one more column into a number for each row [n]."""
+    import pandas as pd
+
+    if values.dtype.kind == "U":
+        letters = np.ascontiguousarray(values).view(np.uint32).reshape(len(rows), -1)
+        for position in range(letters.shape[1]):
+            rows[:] = rows * MIX + letters[:, position]
+    else:
+        rows[:] = rows * MIX + pd.util.hash_array(values)
 
 
 def _telling(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any], train: Indices) -> str:
@@ -80,29 +96,30 @@ def _telling(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any], trai
             return ""
         same = abs(np.corrcoef(values[known], y[known])[0, 1]) > SAME
         return f"{says}: {out}" if same else ""
-    distinct, inverse = np.unique(values, return_inverse=True)
-    if len(distinct) < 2:
-        return ""
     if y.ndim == 2:
-        return f"{says}: {out}" if _tells_label(column, values, inverse, y) else ""
-    if len(distinct) <= REPEATS * len(values):
-        pairs = len(np.unique(inverse * (int(y.max()) + 1) + y))
-        return f"{says}: {out}" if pairs == len(distinct) else ""
+        return f"{says}: {out}" if _tells_label(column, values, y) else ""
+    order = np.argsort(values, kind="stable")
+    values = values[order]
+    other = values[1:] != values[:-1]
+    if column.kind == "number":
+        other &= ~(np.isnan(values[1:]) & np.isnan(values[:-1]))  # all gaps are one value
+    distinct = 1 + int(other.sum())
+    if distinct < 2:
+        return ""
+    changes = np.diff(y[order]) != 0
+    if distinct <= REPEATS * len(values):
+        return "" if (changes & ~other).any() else f"{says}: {out}"
     if column.kind == "number":  # amounts: in their order, each class is one stretch
-        changes = int((np.diff(y[np.argsort(values, kind="stable")]) != 0).sum())
-        return f"{says}: {out}" if changes == len(np.unique(y)) - 1 else ""
+        return f"{says}: {out}" if changes.sum() == len(np.unique(y)) - 1 else ""
     return ""
 
 
-def _tells_label(
-    column: Column, values: npt.NDArray[Any], inverse: npt.NDArray[Any], y: npt.NDArray[Any]
-) -> bool:
-    """Whether the column's value says of some label [n, labels] whether a row has it.
-
-    Args:
-        inverse: [n] number of the value.
-    """
+def _tells_label(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any]) -> bool:
+    """Whether the column's value says of some label [n, labels] whether a row has it."""
+    _, inverse = np.unique(values, return_inverse=True)
     counts = np.bincount(inverse)
+    if len(counts) < 2:
+        return False
     if len(counts) <= REPEATS * len(values):
         starts = np.cumsum(counts) - counts
         rows = np.argsort(inverse, kind="stable")

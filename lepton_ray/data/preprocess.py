@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from lepton_ray.config.schema import TablePreprocess, TextPreprocess
-from lepton_ray.data import features, words
+from lepton_ray.data import features, room, words
 from lepton_ray.data.features import Feature, signed_log
 from lepton_ray.data.schema import Column
 
@@ -78,7 +78,7 @@ class Preprocess:
         if self.tokenizer is not None:
             return words.encode(self.tokenizer, columns[self.columns[0].name])
         n = len(next(iter(columns.values())))
-        x = np.zeros((n, *self.input_shape), np.float32)
+        x = room.zeros((n, *self.input_shape), np.float32)
         at = 0
         for feature in self.features:
             width = sum(feature.blocks)

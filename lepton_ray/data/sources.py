@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from lepton_ray.config.schema import ImageData, TableData, TextData
-from lepton_ray.data import dates, folders, frames, image_arrays, labels, slices, tables, words
+from lepton_ray.data import (
+    dates,
+    folders,
+    frames,
+    image_arrays,
+    labels,
+    room,
+    slices,
+    tables,
+    words,
+)
 from lepton_ray.data.schema import Column
 from lepton_ray.data.slices import Groups
 from lepton_ray.data.split import Labels
@@ -70,6 +81,7 @@ def read(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
         raw = _read_texts(data, sliced)
     if len(raw) == 0:
         raise DataError(f"data.source {data.source!r} holds no samples")
+    pa.default_memory_pool().release_unused()  # of each column's texts
     return raw
 
 
@@ -170,13 +182,13 @@ def _targets(data: TableData | TextData, values: pd.Series) -> Labels:
 
 
 def _classes(data: TableData | TextData, values: pd.Series, way_out: str) -> npt.NDArray[np.str_]:
-    labels: npt.NDArray[np.str_] = values.astype(str).to_numpy(dtype=np.str_)
-    if len(set(labels)) > MAX_CATEGORIES:
+    at, known = tables.distinct(values.astype("str"))
+    if len(known) > MAX_CATEGORIES:
         raise DataError(
-            f"{data.source}: target {data.target!r} has {len(set(labels))} distinct values, and a "
+            f"{data.source}: target {data.target!r} has {len(known)} distinct values, and a "
             f"classification has at most {MAX_CATEGORIES} classes: {way_out}"
         )
-    return labels
+    return room.take(known.astype(np.str_), at)
 
 
 def _classes_or_labels(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import TableData
-from lepton_ray.data import dates
+from lepton_ray.data import dates, room
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError, nearest
 
@@ -50,8 +50,8 @@ def _column(data: TableData, name: str, values: pd.Series) -> tuple[Column, npt.
     kind = kind or guess(values)
     if kind == "number":
         return Column(name=name, kind="number"), numbers(data, name, values)
-    texts = as_texts(values)
     if kind == "date":
+        texts = as_texts(values)
         found = dates.seconds(texts, form)
         wrong = np.flatnonzero(np.isnan(found) & (texts != ""))
         if len(wrong):
@@ -62,16 +62,16 @@ def _column(data: TableData, name: str, values: pd.Series) -> tuple[Column, npt.
                 f"name their form in data.types: {{{name}: date %d.%m.%Y}}, or repair them"
             )
         return Column(name=name, kind="date", format=form), texts.astype(np.str_)
-    distinct = len(set(texts))
-    if distinct > MAX_CATEGORIES and name not in data.types:
+    at, known = distinct(values)
+    if len(known) > MAX_CATEGORIES and name not in data.types:
         raise DataError(
-            f"{data.source}: column {name!r} has {distinct} distinct texts, which looks like an id "
-            f"or free text: leave it out with data.drop: [{name}], or take the most frequent ones "
-            f"with data.types: {{{name}: category}}"
+            f"{data.source}: column {name!r} has {len(known)} distinct texts, which looks like an "
+            f"id or free text: leave it out with data.drop: [{name}], or take the most frequent "
+            f"ones with data.types: {{{name}: category}}"
         )
     if name not in data.types:
-        _refuse_mixed(data, name, texts)
-    return Column(name=name, kind="category"), texts.astype(np.str_)
+        _refuse_mixed(data, name, at, known)
+    return Column(name=name, kind="category"), room.take(known.astype(np.str_), at)
 
 
 def guess(values: pd.Series) -> str:
@@ -82,13 +82,13 @@ def guess(values: pd.Series) -> str:
         return "number"
     if pd.api.types.is_datetime64_any_dtype(values):
         return "date"
-    distinct = set(as_texts(values)) - {""}
-    if not distinct:
+    known = set(distinct(values)[1]) - {""}
+    if not known:
         return "number"  # of which there is none, and it is refused for that
-    if all(text.lower() in TRUTH for text in distinct):
+    if all(text.lower() in TRUTH for text in known):
         return "number"
-    if not any(dates.problem(text, dates.ISO) for text in distinct) and not any(
-        text.isdecimal() for text in distinct
+    if not any(dates.problem(text, dates.ISO) for text in known) and not any(
+        text.isdecimal() for text in known
     ):
         return "date"
     return "category"
@@ -113,7 +113,7 @@ def numbers(data: TableData, name: str, values: pd.Series) -> npt.NDArray[np.flo
     found = truth.fillna(pd.to_numeric(texts, errors="coerce")).to_numpy(dtype=np.float64)
     wrong = np.flatnonzero(np.isnan(found) & (texts != "").to_numpy())
     if len(wrong):
-        raise DataError(_mixed(data, name, texts, wrong, len(values)))
+        raise DataError(_mixed(data, name, texts.iloc[wrong[0]], wrong, len(values)))
     return np.asarray(found, np.float64)
 
 
@@ -132,29 +132,52 @@ def as_texts(values: pd.Series) -> npt.NDArray[np.object_]:
     return result
 
 
-def _refuse_mixed(data: TableData, name: str, texts: npt.NDArray[np.object_]) -> None:
+def distinct(values: pd.Series) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
+    """[n] Where each value is among the distinct ones, and those as `as_texts` has them.
+
+    A column of texts is never taken apart into as many objects as it has rows.
     """
+    import pandas as pd
+
+    at: npt.NDArray[np.int64]
+    texts: npt.NDArray[np.object_]
+    if not isinstance(values.dtype, pd.StringDtype):
+        at, texts = pd.factorize(as_texts(values))
+        return at, texts
+    at, known = pd.factorize(values)
+    texts = as_texts(pd.Series(known))
+    if (at < 0).any():  # gaps
+        at = np.where(at < 0, len(texts), at)
+        texts = np.append(texts, "")
+    return at, texts
+
+
+def _refuse_mixed(
+    data: TableData, name: str, at: npt.NDArray[np.int64], known: npt.NDArray[np.object_]
+) -> None:
+    """
+    Args:
+        at, known: see `distinct`.
+
     Raises:
         DataError: for a column of numbers with some other texts among them.
     """
     import pandas as pd
 
-    given = pd.Series(texts[texts != ""])
-    found = pd.to_numeric(given, errors="coerce").to_numpy(dtype=np.float64)
-    share = np.isfinite(found).mean() if len(given) else 0.0
-    if given.nunique() > FEW and MOSTLY < share < 1.0:
-        whole = pd.Series(texts)
-        wrong = np.flatnonzero(
-            pd.to_numeric(whole, errors="coerce").isna().to_numpy() & (texts != "")
-        )
-        raise DataError(_mixed(data, name, whole, wrong, len(texts)))
+    given = known != ""
+    if given.sum() <= FEW:
+        return
+    found = pd.to_numeric(pd.Series(known), errors="coerce").to_numpy(dtype=np.float64)
+    rows = np.bincount(at, minlength=len(known)) * given
+    share = rows[np.isfinite(found)].sum() / rows.sum()
+    if MOSTLY < share < 1.0:
+        wrong = np.flatnonzero((np.isnan(found) & given)[at])
+        raise DataError(_mixed(data, name, known[at[wrong[0]]], wrong, len(at)))
 
 
-def _mixed(
-    data: TableData, name: str, texts: pd.Series, wrong: npt.NDArray[Any], total: int
-) -> str:
+def _mixed(data: TableData, name: str, first: str, wrong: npt.NDArray[Any], total: int) -> str:
     return (
         f"{data.source}: column {name!r} mixes numbers and texts: {len(wrong)} of {total} values "
-        f"are no numbers, the first is {texts.iloc[wrong[0]]!r:.80} in row {wrong[0]}: repair "
+        f"are no numbers, the first is {first!r:.80} in row {wrong[0]}: repair "
         f"them, leave them empty (data.preprocess.missing), or set data.types: {{{name}: category}}"
     )

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from lepton_ray import data, models
 from lepton_ray.config.schema import Model, TableData
-from lepton_ray.data import dates
+from lepton_ray.data import dates, room
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.errors import DataError, ExperimentError
 from lepton_ray.serving.requests import RowsError, columns_of
@@ -269,3 +269,29 @@ def test_an_exported_table_resnet_takes_any_number_of_rows(tmp_path: Path) -> No
     assert torch.allclose(whole[:1], alone, atol=1e-5)
     with pytest.raises(ExperimentError, match="table_resnet takes tables only"):
         models.build(Model(name="table_resnet"), (4,), 2)
+
+
+# --- many rows -----------------------------------------------------------------------------------
+
+
+def test_rows_on_disk_are_those_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load(tmp_path, rows())
+    assert small.train.x.base is None, "in memory"
+    monkeypatch.setattr(room, "MAPPED", 1)
+    large = load(tmp_path, rows())
+    assert isinstance(large.train.x.base, np.memmap)
+    for part in ("train", "validation", "test"):
+        assert getattr(large, part).x.tobytes() == getattr(small, part).x.tobytes()
+    assert (large.digest, large.notes) == (small.digest, small.notes)
+
+
+def test_a_disk_without_room_for_the_rows_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(room, "MAPPED", 1)
+    monkeypatch.setattr(room.os, "posix_fallocate", full)
+    with pytest.raises(DataError, match="GB of rows .No space left.*set TMPDIR"):
+        load(tmp_path, rows())
