@@ -1,11 +1,13 @@
 """The folder of one run: what was asked, which stages are done, and what each gave.
 
 ``run.json`` is written whole after every stage, so that a killed run can go on. With ``storage`` on
-another machine it lies there, beside the checkpoints, and the run can go on from anywhere.
+another machine it lies there, beside the checkpoints, and the run can go on from anywhere; a copy
+of it is here, for who looks on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ from lepton_ray import storage
 from lepton_ray.config import flatten, loads, render
 from lepton_ray.config.schema import Experiment
 from lepton_ray.errors import InputError, StoreError
+from lepton_ray.jobs import mirror
 from lepton_ray.tuning import space
 
 STATE = "run.json"
@@ -111,7 +114,7 @@ class RunFolder:
                 f"the experiment has changed since the run in {last.uri} ({'; '.join(changed)}): "
                 f"resume with the file {last.uri}/{EXPERIMENT}, or start anew without --resume"
             )
-        last.path.mkdir(parents=True, exist_ok=True)
+        last.settle()
         return last
 
     @staticmethod
@@ -141,6 +144,36 @@ class RunFolder:
         """The experiment as it runs, without what its study found."""
         content = storage.read(self._fs, f"{self._root}/{EXPERIMENT}")
         return loads(content.decode(), EXPERIMENT)
+
+    def settle(self) -> None:
+        """Have the run's folder on this machine, which may be another than before."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.fetch(EXPERIMENT)
+        self._write()
+
+    def fetch(self, file: str) -> None:
+        """Have a file of the run on this machine that another one mirrored (see `mirrored`).
+
+        Raises:
+            StoreError: when the storage cannot be read.
+        """
+        if storage.is_uri(self.uri):
+            try:
+                mirror.fetch(self._fs, f"{self._root}/{file}", self.path / file)
+            except OSError as error:
+                raise StoreError(f"{self.uri}/{file} cannot be read: {error}") from error
+
+    def mirrored(self, file: str) -> contextlib.AbstractContextManager[Any]:
+        """Within the block a growing file of the run is copied to where its state is, so that the
+        run can go on elsewhere. It begins with what is there.
+
+        Raises:
+            StoreError: when the storage cannot be read.
+        """
+        if not storage.is_uri(self.uri):
+            return contextlib.nullcontext()
+        self.fetch(file)
+        return mirror.Mirror(self._fs, f"{self._root}/{file}", self.path / file)
 
     @property
     def checkpoints(self) -> str:
@@ -186,6 +219,8 @@ class RunFolder:
     def _write(self) -> None:
         content = json.dumps(self._state, indent=1).encode()
         storage.write(self._fs, f"{self._root}/{STATE}", content)
+        if storage.is_uri(self.uri) and self.path.is_dir():
+            storage.write(pafs.LocalFileSystem(), str(self.path / STATE), content)
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:

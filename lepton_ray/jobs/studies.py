@@ -13,9 +13,10 @@ from lepton_ray.jobs.runs import RunFolder
 from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.tracking.store import Status, Tracker
 from lepton_ray.tuning import results, status
-from lepton_ray.tuning.journal import Journal, TrialRecord
+from lepton_ray.tuning.journal import FILE, Journal, TrialRecord
 
 STUDY = "study"  # the study's folder in a run's
+JOURNAL = f"{STUDY}/{FILE}"
 SHOW_S = 0.2  # between two tables
 
 

@@ -18,7 +18,7 @@ from lepton_ray.config import schema as config
 from lepton_ray.errors import InputError, nearest
 from lepton_ray.jobs.recorder import KIND
 from lepton_ray.jobs.runs import RunFolder, local_root
-from lepton_ray.jobs.studies import STUDY
+from lepton_ray.jobs.studies import JOURNAL, STUDY
 from lepton_ray.tracking import store
 from lepton_ray.tuning import status
 from lepton_ray.tuning.journal import Journal, Prior
@@ -103,16 +103,15 @@ def find(name: str, experiment: config.Experiment) -> PastStudy:
     Raises:
         InputError: when there is none.
     """
-    for folder in (Path(name), local_root(experiment.storage) / name):
-        if status.exists(folder / STUDY):
-            return _from_folder(RunFolder.open(str(folder)))
-    runs = [
-        f
-        for f in RunFolder.all_of(experiment.storage, name)
-        if f.path.exists() and status.exists(f.path / STUDY)
-    ]
-    if runs:
-        return _from_folder(runs[-1])
+    for path in (Path(name), local_root(experiment.storage) / name):
+        if status.exists(path / STUDY):
+            return _from_folder(RunFolder.open(str(path)))
+    folders = RunFolder.all_of(experiment.storage, name)
+    for folder in folders:
+        folder.fetch(JOURNAL)
+    folders = [folder for folder in folders if status.exists(folder.path / STUDY)]
+    if folders:
+        return _from_folder(folders[-1])
     run = _mlflow_run(name)
     if run is not None:
         return _from_mlflow(run)

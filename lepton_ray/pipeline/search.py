@@ -16,7 +16,7 @@ from lepton_ray.errors import InputError
 from lepton_ray.jobs import prices
 from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.runs import RunFolder, differences
-from lepton_ray.jobs.studies import STUDY, StudyWatcher
+from lepton_ray.jobs.studies import JOURNAL, STUDY, StudyWatcher
 from lepton_ray.jobs.watchers import Terminal, to_all
 from lepton_ray.pipeline import past
 from lepton_ray.serving.latency import latency_ms
@@ -72,9 +72,9 @@ def extend(experiment: config.Experiment, command: str, trials: int) -> RunFolde
             f"the study in {last.uri} searched something else ({'; '.join(changed)}): extend it "
             "with the same file, or start a new one with --from-study, which learns from it"
         )
+    last.settle()
     last.remember("more_trials", (last.recall("more_trials") or 0) + trials)
     last.reopen_stage("tune")
-    last.path.mkdir(parents=True, exist_ok=True)
     return last
 
 
@@ -89,6 +89,19 @@ def search(
     from_study: str | None = None,
 ) -> dict[str, Any]:
     """Run the study, record and report it; what later stages take from it."""
+    with folder.mirrored(JOURNAL):
+        return _search(experiment, reference, folder, tracker, terminal, tags, from_study)
+
+
+def _search(
+    experiment: config.Experiment,
+    reference: ray.ObjectRef[Dataset],
+    folder: RunFolder,
+    tracker: Tracker,
+    terminal: Terminal,
+    tags: dict[str, str],
+    from_study: str | None,
+) -> dict[str, Any]:
     tune = experiment.tune
     assert tune is not None
     more = folder.recall("more_trials") or 0

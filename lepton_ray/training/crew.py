@@ -107,11 +107,15 @@ class Crew:
         """Give the guaranteed replicas, which are to start, the room they need.
 
         Those that have not come yet go, because they would take it first; of those that train, as
-        many as are in the way, but not the last one: it holds the state, until all is done.
+        many as are in the way, but not the last one: it holds the state, until all is done. On
+        nodes of their own nobody is in the way, and the missing come again. They never come first:
+        the first replica of a run says how all compute.
         """
-        self._pass_on_drains(nodes)
         if self.labels:
-            return  # they are on other nodes
+            if self._actors:
+                self.keep(nodes)
+            return
+        self._pass_on_drains(nodes)
         training = {s.id.partition("@")[0]: s for s in self._coordinator.connected()}
         for name in set(self._actors) - set(training):
             self._end(name)

@@ -54,12 +54,17 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     return made
 
 
-def of_one(work: Callable[[Any], Any], told: list[str], asked: list[str] | None = None) -> Crew:
+def of_one(
+    work: Callable[[Any], Any],
+    told: list[str],
+    asked: list[str] | None = None,
+    labels: dict[str, str] = SPOT,
+) -> Crew:
     coordinator: Any = SimpleNamespace(
         ask_to_leave=(asked if asked is not None else []).append, connected=list
     )
     return Crew(
-        1, {"CPU": 1.0}, SPOT, work, {}, coordinator, lambda kind, reason: told.append(reason)
+        1, {"CPU": 1.0}, labels, work, {}, coordinator, lambda kind, reason: told.append(reason)
     )
 
 
@@ -98,11 +103,24 @@ def test_what_would_be_raised_again_is_not_tried_again(runs: Runs) -> None:
     assert (runs.begun, told) == (1, ["live 0: computes unlike the others"])
 
 
-def test_drains_are_passed_on_while_the_group_has_no_room() -> None:
+def test_on_nodes_of_their_own_they_come_again_while_the_group_has_no_room(runs: Runs) -> None:
     asked: list[str] = []
     nodes = [
         NodeView(id="stays", free={}, ours=0, draining=False),
         NodeView(id="goes", free={}, ours=0, draining=True),
     ]
-    of_one(raising(), [], asked).make_room(nodes, minimum=1)
-    assert asked == ["goes"]
+    here = of_one(raising(), [], asked)
+    here.make_room(nodes, minimum=1)
+    assert (asked, runs.begun) == ([], 0), "before the group first ran"
+    here.keep(nodes)
+    for _ in range(3):
+        here.make_room(nodes, minimum=1)
+    assert (asked, runs.begun) == (["goes"] * 4, 4)
+
+
+def test_on_the_groups_nodes_none_start_that_would_take_its_room(runs: Runs) -> None:
+    asked: list[str] = []
+    nodes = [NodeView(id="goes", free={}, ours=0, draining=True)]
+    here = of_one(raising(), [], asked, labels={})
+    here.make_room(nodes, minimum=1)
+    assert (asked, runs.begun) == (["goes"], 0)

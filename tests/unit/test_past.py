@@ -10,7 +10,7 @@ import pytest
 from lepton_ray.config.schema import Experiment
 from lepton_ray.errors import InputError
 from lepton_ray.jobs.runs import RunFolder
-from lepton_ray.jobs.studies import STUDY, StudyWatcher, overview
+from lepton_ray.jobs.studies import JOURNAL, STUDY, StudyWatcher, overview
 from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import past, search
 from lepton_ray.tracking.store import Tracker
@@ -140,6 +140,28 @@ def test_a_study_is_found_in_mlflow_by_its_run_alone(tmp_path: Path) -> None:
     assert [p.comparable for p in found] == [True] * 4, "and not the one with another seed"
     assert found[0].values == pytest.approx([1.0 / e for e in range(1, 10)])
     assert past.priors(elsewhere, "tuning", DIGEST) == found, "by the experiment's name there"
+
+
+def test_a_study_of_another_machine_is_extended_and_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = experiment(trials=3, scheduler="none").model_copy(
+        update={"storage": f"file://{tmp_path}/store"}
+    )
+    folder = RunFolder.create(asked, "tune")
+    folder.remember("data_digest", DIGEST)
+    with folder.mirrored(JOURNAL):
+        played = Player(asked, folder.path / STUDY).go()
+    folder.finish_stage("tune", {"trials": 3})
+    folder.end("finished")
+    (tmp_path / "another").mkdir()
+    monkeypatch.chdir(tmp_path / "another")
+    priors = past.priors(asked, asked.name, DIGEST)
+    assert {p.value for p in priors} == {r.values[-1] for r in played.journal.finished}
+    again = search.extend(asked, "tune", 2)
+    with again.mirrored(JOURNAL):
+        journal = Journal(again.path / STUDY)
+    assert journal.finished == played.journal.finished
 
 
 def test_a_study_that_does_not_exist_is_told_with_the_nearest() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
 from lepton_ray.errors import InputError, StoreError
+from lepton_ray.jobs import mirror
+from lepton_ray.jobs.mirror import Mirror
 from lepton_ray.jobs.runs import RunFolder
 
 
@@ -78,3 +83,68 @@ def test_a_storage_that_cannot_be_used_is_named(storage: str) -> None:
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not the folder of a run"):
         RunFolder.open(str(tmp_path))
+
+
+# --- files that grow -----------------------------------------------------------------------------
+
+GROWS = "study/trials.jsonl"
+
+
+def test_a_growing_file_goes_on_from_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = experiment(f"file://{tmp_path}/store")
+    texts = []
+    for number, machine in enumerate(["one", "two", "one"]):
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / machine)
+        run = (
+            RunFolder.find_unfinished(asked, "tune") if number else RunFolder.create(asked, "tune")
+        )
+        with run.mirrored(GROWS):
+            file = run.path / GROWS
+            file.parent.mkdir(exist_ok=True)
+            with file.open("a") as lines:
+                lines.write(f"{number}\n")
+        texts.append(file.read_text())
+    assert texts == ["0\n", "0\n1\n", "0\n1\n2\n"]
+    assert (tmp_path / "store" / "kept" / run.id / GROWS).read_text() == texts[-1]
+
+
+def test_a_run_stored_elsewhere_can_be_looked_at_from_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = experiment(f"file://{tmp_path}/store")
+    for machine in ("one", "two"):
+        (tmp_path / machine).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    run = RunFolder.create(asked, "tune")
+    monkeypatch.chdir(tmp_path / "two")
+    RunFolder.find_unfinished(asked, "tune").finish_stage("tune", {"trials": 3})
+    seen = RunFolder.open(str(Path("lepton_results/kept") / run.id))
+    assert (seen.stage("tune"), seen.experiment()) == ({"trials": 3}, asked)
+
+
+def test_what_grows_is_sent_while_it_grows_and_a_store_that_fails_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mirror, "EVERY_S", 0.01)
+    there, here = tmp_path / "store" / "copy", tmp_path / "file"
+
+    def wait_for(seen: Any) -> None:
+        until = time.monotonic() + 60
+        while not seen():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    with Mirror(pafs.LocalFileSystem(), str(there), here):
+        there.parent.write_text("in the folder's place")
+        here.write_text("a")
+        wait_for(lambda: "is not copied to" in caplog.text)
+        there.parent.unlink()
+        wait_for(lambda: there.exists() and there.read_text() == "a")
+        here.write_text("ab")
+        wait_for(lambda: there.read_text() == "ab")
+        here.write_text("abc")
+    assert there.read_text() == "abc"
+    assert caplog.text.count("is not copied to") == 1
