@@ -144,7 +144,7 @@ def _replica(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=generation.size
         )
         group = dist.group.WORLD
-    dataset = data.load(experiment.data)
+    dataset = data.load(experiment.data, model=experiment.model.name)
     replica = Replica(
         experiment, dataset, membership=Fixed(group), checkpoints=CheckpointFolder(checkpoints)
     )
@@ -423,7 +423,7 @@ def _live_replica(
     leave = threading.Event()
     if member.corrupt:
         _plant_fault("silent_corruption", 1)
-    dataset = data.load(experiment.data)
+    dataset = data.load(experiment.data, model=experiment.model.name)
     run = TrainStep.run
     waits = True
 

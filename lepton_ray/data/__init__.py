@@ -3,25 +3,27 @@
 from collections.abc import Sequence
 
 from lepton_ray.config.schema import Data, InteractionData, SeriesData
-from lepton_ray.data import dataset
+from lepton_ray.data import dataset, pretrained
 from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.interactions.load import load as _load_interactions
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Column, Schema
 from lepton_ray.data.series.load import load as _load_series
-from lepton_ray.errors import DataError
+from lepton_ray.errors import DataError, ExperimentError
 
 __all__ = ["Column", "Dataset", "Fitted", "Preprocess", "Samples", "Schema", "load"]
 
 
-def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
+def load(data: Data, sliced: Sequence[str] = (), model: str = "") -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
+        model: ``model.name``; a pretrained one prepares the data by its own tokenizer.
 
     Raises:
+        ExperimentError: for a pretrained model that is not there, or data it is not for.
         DataError: see `dataset.load`, `interactions.load` and `series.load`.
     """
     if sliced and isinstance(data, InteractionData | SeriesData):
@@ -29,8 +31,14 @@ def load(data: Data, sliced: Sequence[str] = ()) -> Dataset:
             f"evaluate.slices groups rows of tables and texts, but data.kind is {data.kind}: leave "
             "it out"
         )
+    given = None
+    if pretrained.is_pretrained(model):
+        if data.kind != "text":
+            said = f"model.name: {model!r} is a model of texts, but data.kind is {data.kind}: "
+            raise ExperimentError("experiment", [said + "set another model"])
+        given = pretrained.read(model)
     if isinstance(data, InteractionData):
         return _load_interactions(data)
     if isinstance(data, SeriesData):
         return _load_series(data)
-    return dataset.load(data, sliced)
+    return dataset.load(data, sliced, given)

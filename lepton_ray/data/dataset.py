@@ -15,6 +15,7 @@ from lepton_ray.data import drift, features, leaks, preprocess, sources, split, 
 from lepton_ray.data.drift import Bins
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Preprocess
+from lepton_ray.data.pretrained import Pretrained
 from lepton_ray.data.schema import Schema
 from lepton_ray.data.slices import Groups
 from lepton_ray.errors import DataError
@@ -50,7 +51,9 @@ class Dataset:
     test_columns: dict[str, Any]
     """The test split as a person would send it: column name -> raw values [n, ...]."""
     digest: str
-    """SHA-256 over all raw values, labels and the split."""
+    """SHA-256 over all raw values, labels and the split, and over what was pretrained."""
+    pretrained: Pretrained | None = None
+    """What the model starts from, where that was trained before."""
     slices: Groups = field(default_factory=dict)
     """Column -> group [n] of each sample of the test split."""
     bins: Mapping[str, Bins] = field(default_factory=dict)
@@ -58,12 +61,24 @@ class Dataset:
     notes: tuple[str, ...] = ()
     """What a person should know about the samples, for the plan to tell."""
 
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What only the data can tell a model, by the name of its argument (`models.FACTS`)."""
+        if self.pretrained is None:
+            return self.preprocess.facts
+        return {**self.preprocess.facts, "starts_from": self.pretrained}
 
-def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> Dataset:
+
+def load(
+    data: ImageData | TableData | TextData,
+    sliced: Sequence[str] = (),
+    pretrained: Pretrained | None = None,
+) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
+        pretrained: model of texts, whose tokenizer prepares them.
 
     All samples are held as the model takes them, many rows of a table on disk (see `room`), and
     those of the test split also as the source has them.
@@ -82,7 +97,8 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
     elif isinstance(data, TableData):
         fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess)
     else:
-        fitted = preprocess.fit_text(raw.kinds[0], columns["train"][data.text], data.preprocess)
+        texts = columns["train"][data.text]
+        fitted = preprocess.fit_text(raw.kinds[0], texts, data.preprocess, pretrained)
     if not classes:
         log = isinstance(data, TableData) and data.target_log
         fitted = preprocess.fit_target(fitted, y[parts["train"]], log)
@@ -101,10 +117,11 @@ def load(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
         ),
         preprocess=fitted,
         test_columns=dict(columns["test"]),
-        digest=_digest(raw, parts),
+        digest=_digest(raw, parts, pretrained),
+        pretrained=pretrained,
         bins=drift.fit(fitted, columns[unlike]),
         slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
-        notes=_notes(fitted, raw) + _warnings(data, raw, y, parts),
+        notes=_notes(fitted, raw, pretrained) + _warnings(data, raw, y, parts),
         **samples,
     )
 
@@ -158,7 +175,7 @@ def _warnings(
     return (*((told,) if told else ()), *found)
 
 
-def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
+def _notes(fitted: Preprocess, raw: sources.Raw, pretrained: Pretrained | None) -> tuple[str, ...]:
     if fitted.features:
         return raw.notes + features.notes(fitted.columns, fitted.features)
     if fitted.tokenizer is None:
@@ -166,17 +183,24 @@ def _notes(fitted: Preprocess, raw: sources.Raw) -> tuple[str, ...]:
     (texts,) = raw.columns.values()
     counts = words.counts(fitted.tokenizer, texts.tolist())
     (length,) = fitted.input_shape
-    cut, empty = int((counts > length).sum()), int((counts == 0).sum())
+    nothing = words.counts(fitted.tokenizer, [""])[0]
+    cut, empty = int((counts > length).sum()), int((counts == nothing).sum())
     notes = [f"{fitted.facts['vocabulary']:,} words are known, a text is {length} of them"]
     if cut:
         notes.append(f"{cut:,} of {len(texts):,} texts are longer and are cut")
     if empty:
         notes.append(f"{empty:,} of {len(texts):,} texts have no words")
+    if pretrained is not None:
+        notes.append(f"starts from {pretrained.name}, weights SHA-256 {pretrained.sha256}")
     return tuple(notes)
 
 
-def _digest(raw: sources.Raw, parts: dict[str, split.Indices]) -> str:
+def _digest(
+    raw: sources.Raw, parts: dict[str, split.Indices], pretrained: Pretrained | None
+) -> str:
     digest = hashlib.sha256()
+    for content in pretrained.identity() if pretrained is not None else ():
+        digest.update(f"pretrained|{len(content)}|".encode() + content)
     arrays = [*raw.columns.items(), ("", raw.labels), *parts.items()]
     if raw.names:
         arrays.append(("names", np.array(raw.names)))

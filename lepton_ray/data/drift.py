@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lepton_ray.data import words
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Preprocess
 
@@ -113,10 +114,11 @@ def measured(fitted: Fitted, columns: Mapping[str, Any]) -> dict[str, npt.NDArra
         return {f"brightness of {first.name}": pixels.mean(axis=axes, dtype=np.float64)}
     if fitted.tokenizer is not None:
         numbers = fitted.apply(columns)
-        words = (numbers != 0).sum(axis=1)
-        unknown = (numbers == 1).sum(axis=1) / np.maximum(words, 1)
+        count = (numbers != 0).sum(axis=1)
+        unknown = (numbers == (words.unknown(fitted.tokenizer) or -1)).sum(axis=1)
+        unknown = unknown / np.maximum(count, 1)
         return {
-            f"words of {first.name}": words.astype(np.float64),
+            f"words of {first.name}": count.astype(np.float64),
             f"unknown words of {first.name}": unknown,
         }
     kinds: dict[str, type[np.generic]] = {"number": np.float64, "category": np.str_}

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from lepton_ray.config.schema import TablePreprocess, TextPreprocess
 from lepton_ray.data import features, room, words
 from lepton_ray.data.features import Feature, signed_log
+from lepton_ray.data.pretrained import Pretrained
 from lepton_ray.data.schema import Column
 
 FORMAT = 2  # 1 had the numbers of a table in three tensors, see `_features_of_format_1`
@@ -242,9 +243,18 @@ def fit_table(
     return Preprocess(columns=fitted, features=found)
 
 
-def fit_text(column: Column, texts: npt.NDArray[Any], limits: TextPreprocess) -> Preprocess:
-    """A tokenizer of the training texts [n]."""
-    tokenizer = words.fit(texts.tolist(), limits.vocabulary, limits.length)
+def fit_text(
+    column: Column,
+    texts: npt.NDArray[Any],
+    limits: TextPreprocess,
+    pretrained: Pretrained | None = None,
+) -> Preprocess:
+    """A tokenizer of the training texts [n], or a pretrained model's own."""
+    given = texts.tolist()
+    if pretrained is None:
+        tokenizer = words.fit(given, limits.vocabulary, limits.length)
+    else:
+        tokenizer = words.adopt(pretrained.tokenizer, pretrained.padding, given, limits.length)
     return Preprocess(columns=(column,), tokenizer=tokenizer)
 
 

@@ -1,7 +1,7 @@
-"""Texts as numbers of words, by a tokenizer fitted on the training texts.
+"""Texts as numbers of words, by a tokenizer fitted on the training texts or a pretrained model's.
 
-A word is a run of letters and digits, or of other marks, in lower case after Unicode's NFKC; the
-tokenizer is one of Hugging Face's ``tokenizers``, which says all of this in its own JSON.
+A fitted one's word is a run of letters and digits, or of other marks, in lower case after Unicode's
+NFKC; the tokenizer is one of Hugging Face's ``tokenizers``, which says all of this in its own JSON.
 """
 
 from __future__ import annotations
@@ -39,6 +39,42 @@ def fit(texts: Sequence[str], vocabulary: int, longest: int) -> Tokenizer:
     return tokenizer
 
 
+def adopt(tokenizer: Tokenizer, padding: int, texts: Sequence[str], longest: int) -> Tokenizer:
+    """A pretrained model's own tokenizer, cutting and filling up as one of `fit` does.
+
+    Args:
+        padding: number of its token behind a text's end.
+    """
+    own = Tokenizer.from_str(tokenizer.to_str())
+    most = max(1, min(longest, int(counts(own, texts).max())))
+    own.enable_truncation(most)
+    token = own.id_to_token(padding) or PADDING
+    own.enable_padding(length=most, pad_id=padding, pad_token=token)
+    return own
+
+
+def unknown(tokenizer: Tokenizer) -> int | None:
+    """The number of the word that stands for all others; some know every text and have none."""
+    token = getattr(tokenizer.model, "unk_token", None)
+    number = None if token is None else tokenizer.token_to_id(token)
+    return number or None  # 0 is the end of a text
+
+
+def marks(tokenizer: Tokenizer) -> list[int]:
+    """Numbers of `encode` that are no part of a text: its end, and what stands around each text."""
+    return sorted(set(encode(tokenizer, [""])[0].tolist()))
+
+
+def word(tokenizer: Tokenizer, number: int) -> str:
+    """What a number of `encode` stands for."""
+    return str(tokenizer.id_to_token(0 if number == _padding(tokenizer) else number))
+
+
+def _padding(tokenizer: Tokenizer) -> int:
+    assert tokenizer.padding is not None
+    return int(tokenizer.padding["pad_id"])
+
+
 def _splitter(model: models.WordLevel) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -47,9 +83,18 @@ def _splitter(model: models.WordLevel) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Numbers:
-    """[n, length] The number of each word; 1 for an unknown word, 0 behind a text's end."""
+    """[n, length] The number of each word, 0 behind a text's end.
+
+    Where a pretrained model's padding is not 0, it and token 0 change places; the model changes
+    them back.
+    """
     encodings = tokenizer.encode_batch_fast(list(texts))
-    return np.array([e.ids for e in encodings], np.int32).reshape(len(texts), length(tokenizer))
+    numbers = np.array([e.ids for e in encodings], np.int32).reshape(len(texts), length(tokenizer))
+    if padding := _padding(tokenizer):
+        there = np.array([e.attention_mask for e in encodings], np.bool_).reshape(numbers.shape)
+        numbers[numbers == 0] = padding
+        numbers[~there] = 0
+    return numbers
 
 
 def length(tokenizer: Tokenizer) -> int:
@@ -59,7 +104,7 @@ def length(tokenizer: Tokenizer) -> int:
 
 
 def counts(tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-    """[n] How many words each text has, before any is cut."""
+    """[n] How many words each text has, and marks around them, before any is cut."""
     whole = Tokenizer.from_str(tokenizer.to_str())
     whole.no_truncation()
     whole.no_padding()

@@ -13,6 +13,7 @@ from pathspec import GitIgnoreSpec
 
 from lepton_ray.config import render, with_settings
 from lepton_ray.config.schema import Experiment
+from lepton_ray.data import pretrained
 from lepton_ray.data.frames import PATTERN
 from lepton_ray.errors import ExperimentError, InputError
 
@@ -38,8 +39,14 @@ def pack(experiment: Experiment, root: Path, target: Path) -> str:
     experiment = _add_data(experiment, root, files)
     if experiment.serve.keys and (root / experiment.serve.keys).is_file():
         files[experiment.serve.keys] = root / experiment.serve.keys
-    for path in modules(experiment.model.name, root, experiment.name):
-        files[path.relative_to(root).as_posix()] = path
+    if (place := pretrained.local_path(experiment.model.name)) is not None:
+        place = _add_source(experiment, place, root, files, "model.name")
+        # With ./, since it must be a path there too.
+        name = f"{pretrained.PREFIX}{'' if Path(place).is_absolute() else './'}{place}"
+        experiment = with_settings(experiment, {"model.name": name})
+    elif not pretrained.is_pretrained(experiment.model.name):
+        for path in modules(experiment.model.name, root, experiment.name):
+            files[path.relative_to(root).as_posix()] = path
     _check_size(files)
     digest = hashlib.sha256()
     for name, content in [(EXPERIMENT, render(experiment).encode())]:
@@ -70,7 +77,13 @@ def _add_data(experiment: Experiment, root: Path, files: dict[str, Path]) -> Exp
     return with_settings(experiment, {"data.source": names})
 
 
-def _add_source(experiment: Experiment, source: str, root: Path, files: dict[str, Path]) -> str:
+def _add_source(
+    experiment: Experiment,
+    source: str,
+    root: Path,
+    files: dict[str, Path],
+    setting: str = "data.source",
+) -> str:
     """What a source is called there."""
     if ":" in source.split("/")[0]:  # sklearn:digits, s3://..., package.module:function
         for path in modules(source, root, experiment.name) if "://" not in source else ():
@@ -84,7 +97,7 @@ def _add_source(experiment: Experiment, source: str, root: Path, files: dict[str
         raise ExperimentError(
             experiment.name,
             [
-                f"data.source: {source!r} does not exist in {root}; a path that only the cluster "
+                f"{setting}: {source!r} does not exist in {root}; a path that only the cluster "
                 "has must be absolute"
             ],
         )
@@ -168,5 +181,6 @@ def _check_size(files: dict[str, Path]) -> None:
     raise InputError(
         f"the job is {total / (1 << 20):,.1f} MiB, a cluster takes at most {LIMIT_MB}; the "
         f"largest files: {shown}. Put the data where the machines find them and name that folder, "
-        "absolute, in data.source; files that are not needed belong into .gitignore"
+        "absolute, in data.source (a model's in model.name); files that are not needed belong into "
+        ".gitignore"
     )

@@ -46,6 +46,8 @@ class Plan:
     """About the data."""
     model: str
     parameters: int
+    trained: int
+    """Of the parameters."""
     batch: int
     shards: int
     steps: int
@@ -69,12 +71,13 @@ class Plan:
         low, high = self.workers
         parts = ", ".join(f"{n:,} {part}" for part, n in self.samples.items())
         tune = f"tune {self.trials} trials about {self.tune_s:.0f} s, " if self.trials else ""
+        some = f", {self.trained:,} of them trained" if self.trained < self.parameters else ""
         return "\n".join(
             [
                 f"plan   {self.name}",
                 f"  data     {parts}; {self.answer}; digest {self.data_digest[:12]}",
                 *(f"           {note}" for note in self.notes),
-                f"  model    {self.model}, {self.parameters:,} parameters",
+                f"  model    {self.model}, {self.parameters:,} parameters{some}",
                 f"  step     batch {self.batch} = {self.shards} shards x "
                 f"{self.batch // self.shards}; {self.step_ms:.1f} ms for one replica here; "
                 f"first loss {self.loss:.4f}",
@@ -103,7 +106,7 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
     store.check()
     if experiment.tune is not None:
         space.check(experiment)
-    dataset = data.load(experiment.data, experiment.evaluate.slices)
+    dataset = data.load(experiment.data, experiment.evaluate.slices, experiment.model.name)
     on_gpu = experiment.workers.gpus > 0 and torch.cuda.is_available()
     replica = Replica(experiment, dataset, device=torch.device("cuda" if on_gpu else "cpu"))
     decision.check(experiment.evaluate, dataset.schema)
@@ -152,6 +155,7 @@ def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[
         notes=dataset.notes,
         model=experiment.model.name,
         parameters=sum(p.numel() for p in replica.state.model.parameters()),
+        trained=sum(p.numel() for p in replica.state.model.parameters() if p.requires_grad),
         batch=train.batch,
         shards=train.n_shards,
         steps=replica.total_steps,

@@ -3,6 +3,7 @@
 Some have an argument that the data give and an experiment does not: ``vocabulary`` (how many words
 there are) of a model of texts, ``columns`` (which numbers belong together) of one of tables,
 ``catalog`` (users and items) of one of interactions, ``window`` (what a sample holds) of series.
+``starts_from``, what ``hf:NAME`` means, is read with the data, too.
 A built-in one is a file here and a line in `BUILT_IN`; a person's own is
 ``package.module:function``.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lepton_ray.config.schema import Model
+from lepton_ray.data.pretrained import Pretrained, is_pretrained
 from lepton_ray.errors import ExperimentError, nearest
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ BUILT_IN = {
     "cnn": "lepton_ray.models.cnn:cnn",
     "linear": "lepton_ray.models.linear:linear",
     "matrix_factorization": "lepton_ray.models.matrix_factorization:matrix_factorization",
+    "hf:NAME": "lepton_ray.models.pretrained:pretrained",
     "mlp": "lepton_ray.models.mlp:mlp",
     "nbeats": "lepton_ray.models.nbeats:nbeats",
     "resnet": "lepton_ray.models.resnet:resnet",
@@ -38,6 +41,7 @@ BUILT_IN = {
 }
 FACTS = {
     "vocabulary": "texts",
+    "starts_from": "texts prepared by its tokenizer",
     "columns": "tables",
     "catalog": "interactions",
     "window": "series",
@@ -53,7 +57,7 @@ def find(name: str) -> Builder:
     Raises:
         ExperimentError: when there is none.
     """
-    target = BUILT_IN.get(name, name)
+    target = BUILT_IN.get("hf:NAME" if is_pretrained(name) else name, name)
     module, colon, function = target.partition(":")
     if not colon:
         problem = (
@@ -93,6 +97,10 @@ def build(
     known = parameters(model.name)
     taken = inspect.signature(find(model.name)).parameters
     facts = facts or {}
+    prepared = facts.get("starts_from")
+    if isinstance(prepared, Pretrained) and prepared.name != model.name:
+        problem = f"model.name: the texts are prepared for {prepared.name}, so that {model.name} "
+        raise ExperimentError("experiment", [problem + "cannot take them: set that, or load anew"])
     # A model that takes anything gets unnamed what no model of these data can do without.
     given = {
         name: value

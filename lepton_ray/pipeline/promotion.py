@@ -248,7 +248,7 @@ def dataset_of(version: ModelVersion, experiment: Experiment) -> Dataset:
     Raises:
         ModelError: when they have changed: its training samples could now be in the test split.
     """
-    dataset = data.load(experiment.data)
+    dataset = data.load(experiment.data, model=experiment.model.name)
     trained_on = registry.manifest(version)["data_digest"]
     if dataset.digest != trained_on:
         raise ModelError(

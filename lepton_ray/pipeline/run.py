@@ -231,7 +231,7 @@ class Run:
             experiment.model,
             dataset.preprocess.input_shape,
             dataset.schema.outputs,
-            dataset.preprocess.facts,
+            dataset.facts,
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
@@ -253,6 +253,7 @@ class Run:
             provenance={
                 "git_commit": provenance.git_commit(),
                 "data_digest": dataset.digest,
+                **self._pretrained(),
                 "mlflow_run": run_id,
                 "training_digest": results["train"]["digest"],
                 "software": provenance.software(),
@@ -373,5 +374,13 @@ class Run:
         return {
             "lepton_ray.run": self._folder.id,
             "lepton_ray.data_digest": self._dataset.digest,
+            **{f"lepton_ray.{name}": value for name, value in self._pretrained().items()},
             "mlflow.source.git.commit": provenance.git_commit(),
         }
+
+    def _pretrained(self) -> dict[str, str]:
+        """What the model starts from, where that was trained before."""
+        given = self._dataset.pretrained
+        return (
+            {} if given is None else {"pretrained": given.name, "pretrained_sha256": given.sha256}
+        )

@@ -51,7 +51,7 @@ def verify(
             "workers.max": workers,
         },
     )
-    dataset = data.load(experiment.data)
+    dataset = data.load(experiment.data, model=experiment.model.name)
     if dataset.digest != folder.recall("data_digest"):
         raise InputError(f"the data of {run} have changed: their digest is {dataset.digest}")
     part = done["epochs"] if epochs is None else min(epochs, done["epochs"])

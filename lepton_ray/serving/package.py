@@ -31,6 +31,7 @@ from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import RunError
+from lepton_ray.models import low_rank
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving.runtime import DECISION, open_session, run_session
 from lepton_ray.training.digest import state_sha256
@@ -72,6 +73,8 @@ def build(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     eager = copy.deepcopy(model).cpu().eval()
+    weights_sha256 = state_sha256(eager.state_dict())
+    low_rank.merge(eager)  # which is the same model, without the work of its adapters
     export(eager, torch.from_numpy(sample_x[:2].copy()), aside)
     preprocess.save(aside)
     (aside / "schema.json").write_text(json.dumps(dataset_schema.to_json(), indent=1))
@@ -83,7 +86,7 @@ def build(
         aside,
         {
             **provenance,
-            "weights_sha256": state_sha256(eager.state_dict()),
+            "weights_sha256": weights_sha256,
             "parity": _compare(
                 eager,
                 aside,

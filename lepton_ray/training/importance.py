@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from lepton_ray.data import words
 from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.data.preprocess import Inputs, Preprocess
 from lepton_ray.training.tasks import task_of
@@ -23,7 +24,6 @@ ROWS = {"table": 2048, "image": 256, "text": 1024}  # of the validation split, a
 REPEATS = 3  # shuffles of a column
 PATCHES = 8  # along each side of an image
 WORDS = 100  # the most frequent ones
-UNKNOWN = 1  # number of the unknown word
 CHUNK = 256
 
 
@@ -92,13 +92,15 @@ def _shuffled(x: Inputs, at: tuple[slice, ...], rng: np.random.Generator) -> Inp
 def _without_words(fitted: Preprocess, x: Inputs) -> Iterator[tuple[str, Changed]]:
     tokenizer = fitted.tokenizer
     assert tokenizer is not None
-    counts = np.bincount(x.reshape(-1).astype(np.int64), minlength=UNKNOWN + 2)
-    counts[: UNKNOWN + 1] = 0
-    for word in np.argsort(-counts, kind="stable")[:WORDS]:
-        rows = np.flatnonzero((x == word).any(axis=1))
-        if len(rows):
-            without = np.where(x[rows] == word, np.int32(UNKNOWN), x[rows])
-            yield str(tokenizer.id_to_token(int(word))), [(rows, without)]
+    unknown = words.unknown(tokenizer) or 0  # which a model passes over, as it does a text's end
+    passed = [unknown, *words.marks(tokenizer)]
+    counts = np.bincount(x.reshape(-1).astype(np.int64), minlength=max(passed) + 1)
+    counts[passed] = 0
+    order = np.argsort(-counts, kind="stable")[:WORDS]
+    for number in order[counts[order] > 0].tolist():
+        rows = np.flatnonzero((x == number).any(axis=1))
+        without = np.where(x[rows] == number, np.int32(unknown), x[rows])
+        yield words.word(tokenizer, number), [(rows, without)]
 
 
 def _increase(

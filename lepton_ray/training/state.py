@@ -176,7 +176,7 @@ def initial_state(experiment: Experiment, dataset: Dataset, device: torch.device
         experiment.model,
         dataset.preprocess.input_shape,
         dataset.schema.outputs,
-        dataset.preprocess.facts,
+        dataset.facts,
     ).to(device)
     refuse_inexact(model)
     optimizer = build_optimizer(train.optimizer, [p for p in model.parameters() if p.requires_grad])

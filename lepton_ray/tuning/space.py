@@ -17,6 +17,7 @@ from lepton_ray import models
 from lepton_ray.config import flatten, settings_of, with_settings
 from lepton_ray.config.schema import Distribution, Experiment
 from lepton_ray.config.schema.tuning import MEASURED_BY_TRIALS
+from lepton_ray.data.pretrained import is_pretrained
 from lepton_ray.errors import ExperimentError, nearest
 from lepton_ray.training.optimization import optimizer_parameters
 
@@ -174,6 +175,13 @@ def check(experiment: Experiment) -> None:
                 with_settings(experiment, {**under, path: value})
             except ExperimentError as error:
                 problems += [f"tune.space.{path}: {value!r}: {p}" for p in error.problems]
+        names = [experiment.model.name, *map(str, where.choice or ())]
+        if path == "model.name" and len(set(names)) > 1 and any(map(is_pretrained, names)):
+            problems.append(
+                "tune.space.model.name: a model hf:NAME has a tokenizer of its own, and the trials "
+                f"of a study share one, but got {', '.join(sorted(set(names)))}: make a study of "
+                "each"
+            )
         if tune.searcher == "grid" and values_of(where) is None:
             problems.append(
                 f"tune.space.{path}: searcher grid tries all values, but these have no end: use "

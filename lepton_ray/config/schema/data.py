@@ -33,7 +33,8 @@ class ImagePreprocess(Section):
 
 class TextPreprocess(Section):
     vocabulary: int = Field(30_000, ge=1)
-    """Words the model knows: the most frequent of the training split. All others are one word."""
+    """Words the model knows: the most frequent of the training split. All others are one word.
+    A pretrained model brings its own."""
     length: int = Field(256, ge=1)
     """Words of a text the model sees. A longer one is cut, and ``plan`` says of how many."""
     characters: int = Field(100_000, ge=1)

@@ -10,7 +10,8 @@ from lepton_ray.config.schema.section import OpenSection, Section
 
 
 class Model(OpenSection):
-    """``name`` is a built-in model or ``package.module:function``; the rest are its arguments."""
+    """``name`` is a built-in model, ``hf:NAME`` or ``package.module:function``; the rest are its
+    arguments."""
 
 
 class Optimizer(OpenSection):

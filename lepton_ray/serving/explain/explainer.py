@@ -155,7 +155,8 @@ class Explainer:
     def _words(self, x: Tensor, row: Mapping[str, Any]) -> Sample | None:
         if self._preprocess.tokenizer is None:
             return None
-        return sample.of_words(self._program, x, len(self._tokens(row)))
+        places = [place for place, _ in self._tokens(row)]
+        return sample.of_words(self._program, x, torch.tensor(places, dtype=torch.int64))
 
     def _table(self, x: Tensor) -> Sample:
         columns = self.schema.columns
@@ -164,11 +165,12 @@ class Explainer:
         baseline = torch.zeros_like(x) if self._baseline is None else self._baseline
         return sample.of_numbers(self._program, x, baseline, part_of, torch.arange(len(columns)))
 
-    def _tokens(self, row: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """Where the words are that the model gets."""
+    def _tokens(self, row: Mapping[str, Any]) -> list[tuple[int, tuple[int, int]]]:
+        """Which of the numbers that the model gets are words, and where they are in the text."""
         assert self._preprocess.tokenizer is not None
         found = self._preprocess.tokenizer.encode(row[self.schema.columns[0].name])
-        return [at for at, there in zip(found.offsets, found.attention_mask, strict=True) if there]
+        marks = found.special_tokens_mask  # such as those that begin and end a text, or fill it up
+        return [(n, at) for n, at in enumerate(found.offsets) if not marks[n]]
 
     def _baseline_name(self, kind: str) -> str:
         if kind == "image":
@@ -188,7 +190,7 @@ class Explainer:
             return {"weights": weights.tolist(), "heat_map": png}
         if kind == "text":
             text = row[columns[0].name]
-            spans = zip(self._tokens(row), numbers, strict=True)
+            spans = zip((at for _, at in self._tokens(row)), numbers, strict=True)
             return {
                 "parts": [
                     Part(name=text[start:end], start=start, end=end, weight=weight)

@@ -44,29 +44,30 @@ def of_numbers(
     return Sample(parts=len(groups), smooth=outputs, rough=outputs, groups=groups)
 
 
-def of_words(model: torch.fx.GraphModule, words: Tensor, length: int) -> Sample:
+def of_words(model: torch.fx.GraphModule, words: Tensor, places: Tensor) -> Sample:
     """
     Args:
         words: [most words] numbers of words, 0 behind the text's end.
-        length: words that the text has.
+        places: [parts] where the text's own words are; marks around them always stay.
     """
     embedded = _Embedded(model)
 
+    def whole(z: Tensor) -> Tensor:
+        return torch.ones(len(z), len(words)).index_copy(1, places, z)
+
     def smooth(z: Tensor) -> Tensor:
-        whole = nn.functional.pad(z, (0, len(words) - length), value=1.0)
-        return embedded.outputs(words.expand(len(z), -1), whole)
+        return embedded.outputs(words.expand(len(z), -1), whole(z))
 
     def rough(z: Tensor) -> Tensor:
-        there = nn.functional.pad(z, (0, len(words) - length)) > 0.5
-        found: Tensor = model(torch.where(there, words, torch.zeros_like(words)))
+        found: Tensor = model(torch.where(whole(z) > 0.5, words, torch.zeros_like(words)))
         return found
 
-    possible = length > 0 and embedded.reaches(words)
+    possible = len(places) > 0 and embedded.reaches(words)
     return Sample(
-        parts=length,
+        parts=len(places),
         smooth=smooth if possible else None,
         rough=rough,
-        groups=torch.arange(length),
+        groups=torch.arange(len(places)),
     )
 
 
