@@ -130,7 +130,7 @@ def _weights(name: str, folder: Path) -> tuple[dict[str, npt.NDArray[np.uint8]],
         )
         raise _problem(name, f"{folder} has no {(missing or [WEIGHTS])[0]}{way_out}")
     weights = {file: np.fromfile(folder / file, np.uint8) for file in files}
-    digests = {file: hashlib.sha256(content).hexdigest() for file, content in weights.items()}
+    digests = {file: hashlib.sha256(content.data).hexdigest() for file, content in weights.items()}
     if len(files) == 1:
         return weights, digests[files[0]]
     told = "".join(f"{digest}  {file}\n" for file, digest in digests.items())
