@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,19 @@ def train(
     generations: list[Generation],
     folder: Path | None = None,
     fault: str = "",
+    prepare: Callable[[Any], Any] | None = None,
 ) -> Outcome:
     """Run the generations one after the other; the last one must finish.
 
     Args:
         fault: a fault planted in every process, for negative controls: see `_plant_fault`.
+        prepare: makes of the experiment's dataset what every process trains on.
     """
     with tempfile.TemporaryDirectory() as temporary:
         checkpoints = str(folder or Path(temporary) / "checkpoints")
         restored = []
         for generation in generations:
-            results = _run(experiment, generation, checkpoints, fault)
+            results = _run(experiment, generation, checkpoints, fault, prepare)
             restored += [r["restored"] for r in results if r and "restored" in r][:1]
         finished = [r for r in results if r and "sha256" in r]
         assert len(finished) == generations[-1].size, f"the last generation failed: {results}"
@@ -87,7 +90,11 @@ def train(
 
 
 def _run(
-    experiment: Experiment, generation: Generation, checkpoints: str, fault: str
+    experiment: Experiment,
+    generation: Generation,
+    checkpoints: str,
+    fault: str,
+    prepare: Callable[[Any], Any] | None,
 ) -> list[dict[str, Any] | None]:
     with tempfile.NamedTemporaryFile() as rendezvous:
         store = f"{rendezvous.name}.store"
@@ -96,7 +103,7 @@ def _run(
             receive, send = _context.Pipe(duplex=False)
             process = _context.Process(
                 target=_replica,
-                args=(experiment, generation, rank, checkpoints, store, fault, send),
+                args=(experiment, generation, rank, checkpoints, store, fault, prepare, send),
             )
             process.start()
             send.close()
@@ -127,6 +134,7 @@ def _replica(
     checkpoints: str,
     store: str,
     fault: str,
+    prepare: Callable[[Any], Any] | None,
     pipe: Connection,
 ) -> None:
     import torch.distributed as dist
@@ -145,6 +153,8 @@ def _replica(
         )
         group = dist.group.WORLD
     dataset = data.load(experiment.data, model=experiment.model.name)
+    if prepare is not None:
+        dataset = prepare(dataset)
     replica = Replica(
         experiment, dataset, membership=Fixed(group), checkpoints=CheckpointFolder(checkpoints)
     )

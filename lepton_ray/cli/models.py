@@ -61,6 +61,17 @@ def declare(commands: Commands) -> None:
         metavar="SHARE",
         help="accuracy (or R2) that a form may lose; default 0.005",
     )
+    optimize.add_argument(
+        "--distill", action="store_true", help="also train a smaller model on its answers"
+    )
+    optimize.add_argument(
+        "--prune", action="store_true", help="also cut its weakest channels out, and fine-tune"
+    )
+    optimize.add_argument(
+        "--student",
+        metavar="NAME=VALUE",
+        help="the model's setting that these have smaller; default half the width",
+    )
     explain = commands.add("explain", _explain, "say why rows or pictures are answered so")
     explain.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     explain.add_argument("data", nargs="+", metavar="DATA", help="as for predict")
@@ -163,4 +174,12 @@ def _explain(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
 def _optimize(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     from lepton_ray.pipeline.optimize import optimize
 
-    return optimize(options.model, smallest=options.smallest, lose=options.lose, terminal=terminal)
+    asked = {"distilled": options.distill, "pruned": options.prune}
+    return optimize(
+        options.model,
+        smallest=options.smallest,
+        lose=options.lose,
+        terminal=terminal,
+        methods=[method for method, wanted in asked.items() if wanted],
+        student=options.student,
+    )

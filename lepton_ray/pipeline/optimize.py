@@ -6,7 +6,8 @@ import io
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.errors import GateError, InputError
 from lepton_ray.jobs.runs import local_root
 from lepton_ray.jobs.watchers import Terminal
+from lepton_ray.pipeline import students
 from lepton_ray.pipeline.promotion import dataset_of
+from lepton_ray.pipeline.students import Student
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving import package, smaller
 from lepton_ray.serving.runtime import CHUNK, Runtime, open_session
@@ -48,16 +51,28 @@ class Candidate:
     test: dict[str, float]
     neighbours: float
     """Largest difference that the rows beside a row make to its outputs."""
+    training_s: float = 0.0
 
 
-def optimize(reference: str, *, smallest: bool, lose: float, terminal: Terminal) -> dict[str, Any]:
-    """Measure int8 forms of a version and levels of graph optimization, and register the best form.
+def optimize(
+    reference: str,
+    *,
+    smallest: bool,
+    lose: float,
+    terminal: Terminal,
+    methods: Collection[str] = (),
+    student: str | None = None,
+) -> dict[str, Any]:
+    """Measure int8 forms of a version, students of it and levels of graph optimization, and
+    register the best form.
 
     Chosen is on the validation split, reported on the test split.
 
     Args:
         smallest: look for the smallest, instead of the fastest.
         lose: share of its metric (`METRICS`, for numbers R2) that it may lose, 0.005 by default.
+        methods: of `students.METHODS`, each trained.
+        student: the setting that students have smaller, see `students.settings`.
 
     Raises:
         GateError: when none is better and loses little enough, with all that was measured.
@@ -65,16 +80,33 @@ def optimize(reference: str, *, smallest: bool, lose: float, terminal: Terminal)
     """
     if not 0 <= lose < 1:
         raise InputError(f"--lose is a share of at least 0 and below 1, but got {lose:g}")
+    if student is not None and not methods:
+        raise InputError(
+            f"--student {student} is of a form that is trained: add --distill or --prune"
+        )
     version = registry.resolve(reference)
     folder = version.folder()
     before = manifests.verify(folder)
     if "optimized" in before:
         raise InputError(f"{reference} is {before['optimized']['form']} already: name its original")
     experiment = load(folder / "experiment.yaml")
+    if student is not None:
+        students.settings(experiment, student)  # before anything is measured
     dataset = dataset_of(version, experiment)
     with tempfile.TemporaryDirectory() as scratch:
         files = smaller.quantized(folder / "model.onnx", Path(scratch), dataset.train.x)
-        found = _measure(folder / "model.onnx", files, dataset)
+        trained: dict[str, Student] = {}
+        for method in methods:
+            made_of = (method, student, experiment, dataset, folder, Path(scratch) / method)
+            try:
+                trained[method] = students.train(*made_of, terminal.progress)
+                files[method] = trained[method].folder / "model.onnx"
+            except Exception as error:  # whatever training raises: the others are measured
+                files[method] = f"cannot be made: {error}"
+        found = [
+            replace(c, training_s=trained[c.name].training_s) if c.name in trained else c
+            for c in _measure(folder / "model.onnx", files, dataset)
+        ]
         failed = {name: why for name, why in files.items() if isinstance(why, str)}
         present, forms = found[0], [c for c in found if c.name in files]
         metric = METRICS.get(dataset.schema.task, "r2")
@@ -97,7 +129,8 @@ def optimize(reference: str, *, smallest: bool, lose: float, terminal: Terminal)
                     f"{'smaller' if smallest else 'faster'} by a tenth and loses at most {lose:g} "
                     f"of {metric}"
                 )
-            made = _register(version, folder, Path(str(files[best.name])), best, run_id, scratch)
+            origin = trained[best.name].folder if best.name in trained else folder
+            made = _register(version, origin, Path(str(files[best.name])), best, run_id, scratch)
         finally:
             tracker.finish(run_id)
     terminal.say(f"{made.name}/{made.version} is {best.name}; promote it, or try it as a canary")
@@ -148,10 +181,11 @@ def _why_not(
 
 def _table(found: list[Candidate], metric: str, whys: dict[str, str]) -> str:
     head = f"{'':24}{metric:>10}{'on test':>10}{'p50 ms':>9}{'p99 ms':>9}{'batch ms':>10}{'KiB':>9}"
+    head += f"{'train s':>9}"
     lines = [
         f"{c.name:24}{c.validation[metric]:>10.4f}{c.test[metric]:>10.4f}{c.latency.p50_ms:>9.3f}"
-        f"{c.latency.p99_ms:>9.3f}{c.latency.batch_ms:>10.2f}{c.bytes / 1024:>9.1f}  "
-        f"{whys.get(c.name, '')}".rstrip()
+        f"{c.latency.p99_ms:>9.3f}{c.latency.batch_ms:>10.2f}{c.bytes / 1024:>9.1f}"
+        f"{c.training_s:>9.1f}  {whys.get(c.name, '')}".rstrip()
         for c in found
     ]
     shown = {c.name for c in found}
@@ -193,7 +227,7 @@ def _register(
     run_id: str,
     scratch: str,
 ) -> ModelVersion:
-    """A version of the same files but `model.onnx`."""
+    """A version of the files in ``folder`` but `model.onnx`."""
     made = Path(scratch) / "version"
     shutil.copytree(folder, made)
     shutil.copyfile(model, made / "model.onnx")
@@ -204,6 +238,7 @@ def _register(
         "of": f"{version.name}/{version.version}",
         "latency": asdict(best.latency),
         "validation": best.validation,
+        "training_s": best.training_s,
     }
     manifests.write(made, {**kept, "mlflow_run": run_id, "optimized": optimized})
     return registry.register(

@@ -16,7 +16,7 @@ from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.data.interactions.fit import InteractionFit
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.errors import ExperimentError, nearest
-from lepton_ray.training import forecasts, metrics, rankings
+from lepton_ray.training import distillation, forecasts, metrics, rankings
 
 Answers = npt.NDArray[np.floating]
 """[n, classes] probabilities (that sum to 1, or of each label), [n, items] scores, or [n, steps]
@@ -53,6 +53,8 @@ def task_of(dataset: Dataset, class_weights: ClassWeights = None) -> Task:
         cost: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
         if class_weights is not None:
             cost = _weighted(_weights(dataset, class_weights))
+        if isinstance(dataset.train, distillation.Taught):
+            cost = distillation.loss(cost)
         return Task(
             cost,
             lambda outputs, samples: _probabilities(outputs),
