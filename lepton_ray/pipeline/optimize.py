@@ -97,9 +97,11 @@ def optimize(
         files = smaller.quantized(folder / "model.onnx", Path(scratch), dataset.train.x)
         trained: dict[str, Student] = {}
         for method in methods:
-            made_of = (method, student, experiment, dataset, folder, Path(scratch) / method)
+            target = Path(scratch) / method
             try:
-                trained[method] = students.train(*made_of, terminal.progress)
+                trained[method] = students.train(
+                    method, student, experiment, dataset, folder, target, terminal.progress
+                )
                 files[method] = trained[method].folder / "model.onnx"
             except Exception as error:  # whatever training raises: the others are measured
                 files[method] = f"cannot be made: {error}"

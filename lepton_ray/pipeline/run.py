@@ -34,6 +34,7 @@ from lepton_ray.pipeline import carried, past, search
 from lepton_ray.pipeline.checks import check_endpoint, score, score_labels, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import decision_table, label_table, score_table, slice_table
+from lepton_ray.pipeline.version import write_version
 from lepton_ray.serving import drift, endpoint, package
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
@@ -235,32 +236,16 @@ class Run:
         )
         expected = results["train"]["weights_sha256"]
         model.load_state_dict(self._weights(experiment, expected))
-        beside = carried.files(model, dataset, examples=experiment.serve.examples)
-        decided = decision.plain(dataset.schema)
-        if dataset.schema.classes:
-            logits = package.outputs(model, dataset.validation.x)
-            fit = decision.fit_labels if dataset.schema.task == "multilabel" else decision.fit
-            decided = fit(logits, dataset.validation.y, experiment.evaluate)
-        package.build(
-            folder,
-            model=model,
-            dataset_schema=dataset.schema,
-            preprocess=dataset.preprocess,
-            decision=decided,
-            experiment_yaml=render(experiment),
-            sample_x=dataset.test.x[:256],
-            max_batch=experiment.serve.batch.largest,
-            provenance={
-                "git_commit": provenance.git_commit(),
-                "data_digest": dataset.digest,
-                **self._pretrained(),
-                "mlflow_run": run_id,
-                "training_digest": results["train"]["digest"],
-                "software": provenance.software(),
-                **drift.to_json(dataset.bins),
-            },
-            beside=beside,
-        )
+        origin = {
+            "git_commit": provenance.git_commit(),
+            "data_digest": dataset.digest,
+            **self._pretrained(),
+            "mlflow_run": run_id,
+            "training_digest": results["train"]["digest"],
+            "software": provenance.software(),
+            **drift.to_json(dataset.bins),
+        }
+        beside = write_version(folder, model, experiment, dataset, origin)
         if carried.IMPORTANCE in beside:
             self._tracker.text(run_id, carried.IMPORTANCE, beside[carried.IMPORTANCE].decode())
         runtime = Runtime.load(folder)
@@ -297,8 +282,8 @@ class Run:
         )
         self._tracker.finish(run_id)
         self._terminal.say(score_table(experiment, version.version, test, len(dataset.test)))
-        if decided != decision.plain(dataset.schema):
-            self._terminal.say(decision_table(dataset.schema, decided))
+        if runtime.decision != decision.plain(dataset.schema):
+            self._terminal.say(decision_table(dataset.schema, runtime.decision))
         if labels:
             self._terminal.say(label_table(labels))
         for column, groups in sliced.items():
@@ -309,7 +294,7 @@ class Run:
             "test": test,
             "labels": labels,
             "slices": sliced,
-            "decision": asdict(decided),
+            "decision": asdict(runtime.decision),
         }
 
     def _gate(self, results: dict[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 
 from lepton_ray import models
-from lepton_ray.config import render, with_settings
+from lepton_ray.config import with_settings
 from lepton_ray.config.schema import Experiment
-from lepton_ray.data import decision
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import InputError
 from lepton_ray.models.pruning import PRUNABLE, prune
-from lepton_ray.pipeline import carried
+from lepton_ray.pipeline.version import write_version
 from lepton_ray.serving import manifest as manifests
-from lepton_ray.serving import package, smaller
+from lepton_ray.serving import smaller
 from lepton_ray.serving.runtime import CHUNK, open_session
 from lepton_ray.training import determinism
 from lepton_ray.training.checkpoint import CheckpointFolder
@@ -85,8 +84,7 @@ def train(
     Raises:
         InputError: when there is no such student of this model or task.
     """
-    smaller_settings = settings(experiment, asked)
-    student = with_settings(experiment, smaller_settings)
+    student = with_settings(experiment, settings(experiment, asked))
     start = time.monotonic()
     checkpoints = None
     if method == "distilled":
@@ -101,24 +99,9 @@ def train(
     model = _built(student, dataset)
     model.load_state_dict(replica.state.final_weights())
     training_s = time.monotonic() - start
-    decided = decision.plain(dataset.schema)
-    if dataset.schema.classes:
-        fit = decision.fit_labels if dataset.schema.task == "multilabel" else decision.fit
-        logits = package.outputs(model, dataset.validation.x)
-        decided = fit(logits, dataset.validation.y, student.evaluate)
     before = {k: v for k, v in manifests.verify(teacher).items() if k not in RETRAINED}
-    package.build(
-        folder,
-        model=model,
-        dataset_schema=dataset.schema,
-        preprocess=dataset.preprocess,
-        decision=decided,
-        experiment_yaml=render(student),
-        sample_x=dataset.test.x[:256],
-        max_batch=student.serve.batch.largest,
-        provenance={**before, "training_digest": replica.state.digest},
-        beside=carried.files(model, dataset, examples=student.serve.examples),
-    )
+    origin = {**before, "training_digest": replica.state.digest}
+    write_version(folder, model, student, dataset, origin)
     return Student(folder=folder, training_s=training_s)
 
 
