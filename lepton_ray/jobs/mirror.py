@@ -71,7 +71,8 @@ class Mirror:
             return
         try:
             content = self._here.read_bytes()
-            self._fs.create_dir(self._there.rpartition("/")[0], recursive=True)
+            if not self._sent:
+                self._fs.create_dir(self._there.rpartition("/")[0], recursive=True)
             storage.write(self._fs, self._there, content)
         except OSError as error:
             if not self._failed:

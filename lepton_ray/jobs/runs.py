@@ -152,7 +152,8 @@ class RunFolder:
         self._write()
 
     def fetch(self, file: str) -> None:
-        """Have a file of the run on this machine that another one mirrored (see `mirrored`).
+        """Have a file of the run on this machine that lies with its state, unless what is here is
+        as long.
 
         Raises:
             StoreError: when the storage cannot be read.

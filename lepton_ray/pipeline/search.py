@@ -89,19 +89,6 @@ def search(
     from_study: str | None = None,
 ) -> dict[str, Any]:
     """Run the study, record and report it; what later stages take from it."""
-    with folder.mirrored(JOURNAL):
-        return _search(experiment, reference, folder, tracker, terminal, tags, from_study)
-
-
-def _search(
-    experiment: config.Experiment,
-    reference: ray.ObjectRef[Dataset],
-    folder: RunFolder,
-    tracker: Tracker,
-    terminal: Terminal,
-    tags: dict[str, str],
-    from_study: str | None,
-) -> dict[str, Any]:
     tune = experiment.tune
     assert tune is not None
     more = folder.recall("more_trials") or 0
@@ -109,24 +96,26 @@ def _search(
     priors = past.priors(experiment, from_study, tags["lepton_ray.data_digest"])
     if from_study:
         terminal.say(f"tune   {past.describe(priors, from_study)}")
-    watcher = StudyWatcher(experiment, tracker, folder, terminal, tags, target=tune.trials + more)
-    start = time.monotonic()
-    try:
-        found = study.run(
-            experiment,
-            reference,
-            folder=folder.path / STUDY,
-            checkpoints=f"{folder.uri}/{STUDY}/checkpoints",
-            more=more,
-            priors=priors,
-            usd_per_hour=rate,
-            measures={name: m for name, m in MEASURES.items() if name in _measured(tune)},
-            on_event=to_all(watcher, RunMetrics(experiment.name, folder.id)),
-        )
-    except BaseException as error:
-        watcher.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    watcher.close("FINISHED", found.best)
+    with folder.mirrored(JOURNAL):
+        target = tune.trials + more
+        watcher = StudyWatcher(experiment, tracker, folder, terminal, tags, target=target)
+        start = time.monotonic()
+        try:
+            found = study.run(
+                experiment,
+                reference,
+                folder=folder.path / STUDY,
+                checkpoints=f"{folder.uri}/{STUDY}/checkpoints",
+                more=more,
+                priors=priors,
+                usd_per_hour=rate,
+                measures={name: m for name, m in MEASURES.items() if name in _measured(tune)},
+                on_event=to_all(watcher, RunMetrics(experiment.name, folder.id)),
+            )
+        except BaseException as error:
+            watcher.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        watcher.close("FINISHED", found.best)
     files = report.write(experiment, found.journal, folder.path / STUDY / "report")
     tracker.files(watcher.run_id, files[0].parent, "report")
     terminal.say(_summary(tune, found, time.monotonic() - start, files[0]))
