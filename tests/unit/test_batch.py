@@ -28,17 +28,7 @@ from lepton_ray.serving import blocks
 from lepton_ray.serving.requests import RowsError
 from lepton_ray.serving.runtime import Runtime
 from tests import apps
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, text: str) -> None: ...
-
+from tests.terminal import Lines
 
 Predict = Callable[..., dict[str, Any]]
 

@@ -22,17 +22,8 @@ from lepton_ray.serving.load import load_model
 from lepton_ray.serving.smaller import LEVELS, Latency
 from lepton_ray.tracking import registry
 from tests import apps
+from tests.terminal import Lines
 from tests.versions import register
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="module")

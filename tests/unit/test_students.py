@@ -24,6 +24,7 @@ from lepton_ray.training import distillation
 from lepton_ray.training.distillation import SOFT, TEMPERATURE, Taught
 from tests import apps
 from tests.elastic import Generation, train
+from tests.terminal import Lines
 from tests.versions import register
 
 
@@ -87,6 +88,7 @@ def test_a_student_is_the_same_bytes_for_one_and_two_replicas() -> None:
     asked = experiment("mlp", width=16)
     alone, both = (train(asked, [Generation(size)], prepare=taught) for size in (1, 2))
     assert alone == both
+    assert alone.sha256 != train(asked, [Generation(1)]).sha256, "it learns from its teacher"
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
@@ -152,13 +154,3 @@ def test_students_are_trained_measured_and_registered(
         optimize.optimize(
             "students/1", smallest=True, lose=0.0, terminal=terminal, student="width=1"
         )
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def progress(self, text: str) -> None: ...
