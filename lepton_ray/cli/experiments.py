@@ -93,18 +93,21 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         )
 
     experiment = load(options.file, options.settings)
-    from lepton_ray.pipeline import Run
+    from lepton_ray.jobs.session import session_beside
 
-    result = Run(
-        experiment,
-        options.command,
-        resume=options.resume,
-        keep=getattr(options, "keep", False),
-        address=options.address,
-        terminal=terminal,
-        add_trials=getattr(options, "add_trials", None),
-        from_study=getattr(options, "from_study", None),
-    ).go()
+    with session_beside("lepton_ray.pipeline", options.address):
+        from lepton_ray.pipeline import Run
+
+        result = Run(
+            experiment,
+            options.command,
+            resume=options.resume,
+            keep=getattr(options, "keep", False),
+            address=options.address,
+            terminal=terminal,
+            add_trials=getattr(options, "add_trials", None),
+            from_study=getattr(options, "from_study", None),
+        ).go()
     terminal.say(f"done   in {result['seconds']:.0f} s")
     return result
 

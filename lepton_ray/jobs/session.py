@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -21,13 +22,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError
 from lepton_ray.jobs import cluster_file, proxy
-from lepton_ray.training.determinism import processor
+from lepton_ray.training import processor
 from lepton_ray.training.elasticity import SPOT
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 PROBE_S = 60  # for a process to start on every node
+
+_started_here = False  # whether the Ray of this process is the embedded one
 
 
 @contextlib.contextmanager
@@ -47,6 +50,7 @@ def session(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         _reach(address)
+    global _started_here
     on_terminate = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     with contextlib.ExitStack() as files:
@@ -57,10 +61,30 @@ def session(address: str | None = None) -> Iterator[None]:
         _init(address, folder, options)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
+        _started_here = not address
         try:
             yield
         finally:
+            _started_here = False
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def session_beside(module: str, address: str | None = None) -> Iterator[None]:
+    """`session`, while a module is imported: starting Ray is waiting, torch takes a processor.
+
+    An error of the import is left to whoever imports it next.
+    """
+
+    def load() -> None:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+
+    loading = threading.Thread(target=load, name=f"import {module}")
+    loading.start()
+    with session(address):
+        loading.join()
+        yield
 
 
 def _init(address: str | None, files: Path | None, options: dict[str, Any]) -> None:
@@ -99,8 +123,8 @@ def _reach(address: str) -> None:
 
 
 def is_embedded(address: str | None = None) -> bool:
-    """Whether `session` would start a cluster of its own."""
-    return not (ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"))
+    """Whether `session` would start a cluster of its own, or has."""
+    return _started_here or not (ray.is_initialized() or address or os.environ.get("RAY_ADDRESS"))
 
 
 def resources() -> dict[str, float]:
@@ -133,12 +157,12 @@ def possible(present: Mapping[str, float]) -> dict[str, float]:
 
 
 def processors() -> dict[str, list[str]]:
-    """Addresses of the cluster's nodes by `determinism.processor`; of those that answer."""
+    """Addresses of the cluster's nodes by `processor.kind`; of those that answer."""
     asked = {}
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU"):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            probe = ray.remote(num_cpus=0)(processor).options(scheduling_strategy=there)
+            probe = ray.remote(num_cpus=0)(processor.kind).options(scheduling_strategy=there)
             asked[probe.remote()] = node["NodeManagerAddress"]
     found: dict[str, list[str]] = {}
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S)

@@ -35,7 +35,7 @@ from lepton_ray.pipeline.checks import check_endpoint, score, score_labels, scor
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import decision_table, label_table, score_table, slice_table
 from lepton_ray.pipeline.version import write_version
-from lepton_ray.serving import drift, endpoint, package
+from lepton_ray.serving import drift, package
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
 from lepton_ray.tracking import registry
@@ -99,8 +99,11 @@ class Run:
             if self._command == "tune":
                 raise ExperimentError(experiment.name, ["tune: required to search, but missing"])
             stages = tuple(s for s in stages if s != "tune")
-        if "serve" in stages and session.is_embedded(self._address):
-            endpoint.check_port(experiment.serve.host, experiment.serve.port)
+        if "serve" in stages:
+            from lepton_ray.serving import endpoint  # and Ray Serve, which takes 2 s
+
+            if session.is_embedded(self._address):
+                endpoint.check_port(experiment.serve.host, experiment.serve.port)
         if self._resume:
             self._folder = RunFolder.find_unfinished(experiment, self._command)
         elif self._add_trials:
@@ -308,6 +311,8 @@ class Run:
         return pass_gate(*measured, self._terminal)
 
     def _serve(self, results: dict[str, Any]) -> dict[str, Any]:
+        from lepton_ray.serving import endpoint
+
         name = results["register"]["name"]
         reference = f"{name}@champion"
         start = time.monotonic()

@@ -6,20 +6,13 @@ import os
 import platform
 import random
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from lepton_ray.config.schema import Train
-
-KERNELS_BY = {
-    *("avx", "avx2", "fma", "f16c", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
-    *("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("asimd", "asimddp", "bf16", "i8mm", "sve", "sve2", "svebf16"),
-}
-"""Names of instructions in /proc/cpuinfo, of x86 and of ARM."""
+from lepton_ray.training import processor
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ def configure(train: Train, device: torch.device) -> NumericsProfile:
     return NumericsProfile(
         torch=torch.__version__,
         machine=platform.machine(),
-        processor=processor(),
+        processor=processor.kind(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         threads=train.threads,
         mkldnn=torch.backends.mkldnn.is_available(),
@@ -73,22 +66,6 @@ def configure(train: Train, device: torch.device) -> NumericsProfile:
         deterministic=train.exact,
         compiled=train.compile,
     )
-
-
-def processor() -> str:
-    """The maker of the processor and the instructions by which libraries choose their kernels.
-
-    PyTorch's own name of it, such as AVX512, stands for machines of which some multiply bfloat16 in
-    other units than others.
-    """
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    about = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
-    maker = about.get("vendor_id") or f"implementer {about.get('CPU implementer', 'unknown')}"
-    instructions = set((about.get("flags") or about.get("Features") or "").split())
-    return " ".join([maker, *sorted(instructions & KERNELS_BY)])
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

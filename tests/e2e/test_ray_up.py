@@ -75,9 +75,9 @@ def did(machine: Machine, line: str, **environment: str) -> str:
     return done.stdout
 
 
-def alone(settings: list[str]) -> str:
-    """SHA-256 of a training of digits by one replica, without a cluster."""
-    asked = load(REPO / "experiments/digits.yaml", settings)
+def alone(experiment: str, settings: list[str]) -> str:
+    """SHA-256 of a training by one replica, without a cluster."""
+    asked = load(REPO / experiment, settings)
     replica = Replica(asked, data.load(asked.data))
     for _ in replica.epochs():
         pass

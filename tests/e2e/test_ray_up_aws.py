@@ -1,10 +1,12 @@
 """`ray up cluster/aws.yaml` against moto, which answers as EC2, IAM and S3 do, with a machine in
-namespaces for each instance: nodes come for a job, one loses power, one gets notice, and the bytes
-of the model are those of an undisturbed run. `make e2e-cluster`; prints its timeline."""
+namespaces for each instance: nodes come for a job, one loses power, one gets notice, the bytes of
+the model are those of an undisturbed run, and the cluster serves it. `make e2e-cluster`; prints its
+timeline."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,10 +30,11 @@ FAKE = {
     "AWS_ENDPOINT_URL": MOTO, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": "us-west-2", "AWS_EC2_METADATA_DISABLED": "true",
 }  # fmt: skip
+EXPERIMENT = "experiments/fashion_mnist.yaml"
+MODEL = ["train.epochs=6", "model.width=16"]
 SETTINGS = [
-    "--set=train.epochs=60", "--set=workers.min=1", "--set=workers.max=3", "--set=workers.cpus=2",
-    "--set=workers.spot=true", "--set=train.checkpoint.every_s=2",
-    "--set=model.name=tests.nets:sleepy", "--set=model.inner=cnn", "--set=model.pause_s=0.15",
+    *MODEL, "tune=null", "gate.at_least=0.85", "train.checkpoint.every_s=2",
+    "workers.min=1", "workers.max=3", "workers.cpus=2", "workers.spot=true",
 ]  # fmt: skip
 
 # Lines of what runs, once a second; the metadata service of all machines, told apart by address.
@@ -156,6 +159,7 @@ def prepare(lab: Lab) -> None:
 
 def test_from_nothing_to_a_model_over_losses_and_back(lab: Lab) -> None:
     timeline, client = Timeline(), lab["client"]
+    subprocess.run([sys.executable, "experiments/fetch.py", "fashion-mnist"], cwd=REPO, check=True)
     (lab.shared / "taken").write_text("")
     quiet: dict[str, Any] = {
         "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
@@ -181,8 +185,8 @@ def test_from_nothing_to_a_model_over_losses_and_back(lab: Lab) -> None:
         background.append(subprocess.Popen(forward, **quiet))
         asks = f"lepton-ray {{}} --address {ADDRESS}"
         wait_for(lambda: client.run(asks.format("jobs list")).returncode == 0, DEADLINE_S)
-        sent = "submit experiments/digits.yaml --command train --name lab --no-wait "
-        did(client, asks.format(sent + " ".join(SETTINGS)))
+        sent = f"submit {EXPERIMENT} --command run --keep --name lab --no-wait "
+        did(client, asks.format(sent + " ".join(f"--set={s}" for s in SETTINGS)))
         timeline.say("submitted; there is no worker yet")
 
         wait_for(lambda: len(cloud.spot()) == 2, DEADLINE_S)
@@ -198,14 +202,20 @@ def test_from_nothing_to_a_model_over_losses_and_back(lab: Lab) -> None:
         wait_for(lambda: not replicas(second), DEADLINE_S)
         assert second.runs, "it left before the machine was taken"
         timeline.say("its replica has left")
-        did(client, asks.format("jobs logs lab --follow"))
-        job = json.loads(did(client, asks.format("jobs status lab --json")))
-        assert job["status"] == "SUCCEEDED", logs(client, asks)
-        timeline.say("the job is done")
-        same = [s.removeprefix("--set=") for s in SETTINGS if "workers" not in s]
-        sha256 = alone([*same, "model.pause_s=0"])
-        assert f"weights {sha256[:12]}" in logs(client, asks)
+        wait_for(lambda: "keep   serving" in logs(client, asks) or ended(client, asks), DEADLINE_S)
+        said = logs(client, asks)
+        assert "keep   serving" in said, said
+        timeline.say("trained, promoted, served")
+        answer = json.loads(
+            did(client, f"ray exec ~/cluster.yaml {shlex.quote(query(said))}", **FAKE)
+        )
+        assert answer["version"] == 1, answer
+        assert abs(sum(answer["predictions"][0]["probabilities"].values()) - 1) < 1e-3, answer
+        timeline.say(f"it answers: {answer['predictions'][0]['label']}")
+        sha256 = alone(EXPERIMENT, MODEL)
+        assert f"weights {sha256[:12]}" in said, said
         timeline.say(f"SHA-256 as of a run on one machine without losses: {sha256}")
+        did(client, asks.format("jobs stop lab"))
 
         did(client, "ray down -y ~/cluster.yaml", **FAKE)
         wait_for(lambda: not cloud.lent, DEADLINE_S)
@@ -223,6 +233,16 @@ def test_from_nothing_to_a_model_over_losses_and_back(lab: Lab) -> None:
 def replicas(machine: Machine) -> list[str]:
     """The live replicas that run on a machine."""
     return [line for line in machine.processes() if line.startswith("ray::Actor")]
+
+
+def ended(client: Machine, asks: str) -> bool:
+    status = client.run(asks.format("jobs status lab --json")).stdout
+    return '"FAILED"' in status or '"STOPPED"' in status
+
+
+def query(said: str) -> str:
+    """The command that a run prints to ask its endpoint."""
+    return next(line.strip() for line in said.splitlines() if line.strip().startswith("curl "))
 
 
 def logs(client: Machine, asks: str) -> str:

@@ -21,7 +21,7 @@ from lepton_ray.data import Dataset
 from lepton_ray.errors import ClusterError, TrainingError
 from lepton_ray.jobs import session
 from lepton_ray.pipeline import Run
-from lepton_ray.training import determinism
+from lepton_ray.training import processor
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.trainer import train
@@ -205,7 +205,7 @@ def test_a_cluster_that_is_too_small_is_told_and_not_waited_for(
 
 def test_nodes_are_asked_for_their_processors(cluster: None) -> None:
     (node,) = ray.nodes()
-    assert session.processors() == {determinism.processor(): [node["NodeManagerAddress"]]}
+    assert session.processors() == {processor.kind(): [node["NodeManagerAddress"]]}
 
 
 def test_a_model_that_cannot_be_exact_is_not_tried_twice(
