@@ -279,7 +279,7 @@ class Member:
     """Its rank is not looked at."""
     leaves_at: int | None = None
     stopped_at: int | None = None
-    """SIGSTOP, and SIGCONT when the others have gone on without it."""
+    """SIGSTOP, and SIGCONT when the others have gone on without it, or it was dropped."""
     slow: bool = False
     """Its work on a shard takes long."""
     corrupt: bool = False
@@ -403,7 +403,8 @@ def _follow(
             to_stop.remove(number)
             stopped[number] = step
             os.kill(processes[number].pid, signal.SIGSTOP)
-        for number in [n for n, at in stopped.items() if step > at + 2 or results]:
+        dropped = any("silent" in event.get("reason", "") for event in events)
+        for number in [n for n, at in stopped.items() if step > at + 2 or dropped or results]:
             del stopped[number]
             os.kill(processes[number].pid, signal.SIGCONT)
     return results

@@ -64,6 +64,7 @@ class TrainingWatcher:
         self._stood_since = 0.0
         self._replicas = 0
         self._last_epoch = recorded
+        self._told = ""
 
     def __call__(self, event: dict[str, Any]) -> None:
         self._dispatch(event)
@@ -108,7 +109,7 @@ class TrainingWatcher:
                 left = (event["steps"] - event["step"]) / max(event["steps_per_s"], 1e-9)
                 self._terminal.progress(
                     f"train  step {event['step']}/{event['steps']}, "
-                    f"{event['steps_per_s']:.0f} steps/s, {left:.0f} s left"
+                    f"{event['steps_per_s']:.0f} steps/s, {left:.0f} s left{self._told}"
                 )
             case "epoch":
                 self._epoch(event["epoch"], event["metrics"], event["step"])
@@ -129,7 +130,9 @@ class TrainingWatcher:
             return
         self._last_epoch = epoch
         self._tracker.metrics(self._run_id, metrics, epoch)
-        self._terminal.progress(f"train  epoch {epoch}/{self._epochs}: {numbers(metrics)}")
+        told = f"epoch {epoch}/{self._epochs}: {numbers(metrics)}"
+        self._told = f"; {told}"  # repeated, because a log shows only some of these lines
+        self._terminal.progress(f"train  {told}")
         if self._tensorboard is not None:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)

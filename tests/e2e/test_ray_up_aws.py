@@ -31,7 +31,8 @@ FAKE = {
     "AWS_DEFAULT_REGION": "us-west-2", "AWS_EC2_METADATA_DISABLED": "true",
 }  # fmt: skip
 EXPERIMENT = "experiments/fashion_mnist.yaml"
-MODEL = ["train.epochs=6", "model.width=16"]
+ASK_S = 2.0  # a question is a process, and the machines share their processors
+MODEL = ["train.epochs=4", "model.width=16"]
 SETTINGS = [
     *MODEL, "tune=null", "gate.at_least=0.85", "train.checkpoint.every_s=2",
     "workers.min=1", "workers.max=3", "workers.cpus=2", "workers.spot=true",
@@ -190,19 +191,19 @@ def test_from_nothing_to_a_model_over_losses_and_back(lab: Lab) -> None:
         timeline.say("submitted; there is no worker yet")
 
         wait_for(lambda: len(cloud.spot()) == 2, DEADLINE_S)
-        wait_for(lambda: "3 replicas" in logs(client, asks), DEADLINE_S)
+        wait_for(lambda: "3 replicas" in logs(client, asks), DEADLINE_S, ASK_S)
         timeline.say("three replicas train")
         first, second = cloud.spot()
         assert replicas(second)
         first.cut_power()
         timeline.say(f"{first.name} loses power")
-        wait_for(lambda: "3 -> 2 replicas" in logs(client, asks), DEADLINE_S)
+        wait_for(lambda: "3 -> 2 replicas" in logs(client, asks), DEADLINE_S, ASK_S)
         (lab.shared / "taken").write_text(second.address)
         timeline.say(f"{second.name} gets notice")
         wait_for(lambda: not replicas(second), DEADLINE_S)
         assert second.runs, "it left before the machine was taken"
         timeline.say("its replica has left")
-        wait_for(lambda: "keep   serving" in logs(client, asks) or ended(client, asks), DEADLINE_S)
+        wait_for(lambda: served_or_ended(client, asks), DEADLINE_S, ASK_S)
         said = logs(client, asks)
         assert "keep   serving" in said, said
         timeline.say("trained, promoted, served")
@@ -235,9 +236,9 @@ def replicas(machine: Machine) -> list[str]:
     return [line for line in machine.processes() if line.startswith("ray::Actor")]
 
 
-def ended(client: Machine, asks: str) -> bool:
+def served_or_ended(client: Machine, asks: str) -> bool:
     status = client.run(asks.format("jobs status lab --json")).stdout
-    return '"FAILED"' in status or '"STOPPED"' in status
+    return "keep   serving" in logs(client, asks) or '"FAILED"' in status or '"STOPPED"' in status
 
 
 def query(said: str) -> str:

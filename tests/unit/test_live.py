@@ -253,6 +253,16 @@ def test_one_that_hangs_is_dropped_and_comes_back() -> None:
     assert reasons == ["replica 1 silent for 1 s", "replica 1 joined"]
 
 
+def test_one_that_trains_alone_notices_that_it_was_dropped() -> None:
+    """Or nobody could join it any more: it waits for no other, and so not in vain."""
+    members = [Member(stopped_at=4), Member(joins_at=8)]
+    outcome = train_live(experiment("mlp", "sgd"), members, pause_s=0.1)
+    check(outcome, "mlp", "sgd", members)
+    assert starts(outcome) == [1, 1, 2]
+    joined = [e for e in outcome.events if e["kind"] == "start"][-1]
+    assert joined["step"] < joined["steps"]
+
+
 def test_a_network_that_fails_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that was cut off hears that there is no way to the coordinator, until there is."""
     coordinator = Coordinator("127.0.0.1", b"secret", minimum=1)

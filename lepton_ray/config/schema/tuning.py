@@ -130,9 +130,10 @@ class Tune(Section):
     """Dotted path of a setting -> where to look; sections may be nested."""
     searcher: Literal["tpe", "random", "grid", "gp", "cmaes", "pbt"] = "tpe"
     scheduler: Literal["asha", "hyperband", "median", "none"] | None = None
-    """Which trials are stopped early. ``asha``: those among the worse two thirds at epochs 1, 3, 9,
-    ...; ``hyperband``: the same, and a part of the trials is judged later; ``median``: those worse
-    than the median of the others. Default: ``asha`` for one metric, ``none`` for several."""
+    """Which trials are stopped early. ``asha``: those among the worse two thirds after a ninth and
+    after a third of the epochs; ``hyperband``: the same, and a part of the trials is judged later;
+    ``median``: those worse than the median of the others. Default: ``asha`` for one metric,
+    ``none`` for several."""
     population: Population = Population()
     constraints: dict[str, Bound] = {}
     """Metric -> limits."""

@@ -76,7 +76,8 @@ class Live:
         return self._leave.is_set() or self._should_leave()
 
     def change_wished(self) -> bool:
-        return self._change.is_set() or self.leaving
+        # One that trains alone waits for nobody, and would not see that its connection is gone.
+        return self._change.is_set() or self._lost.is_set() or self.leaving
 
     def note_pace(self, shard_s: float) -> None:
         before = shard_s if self._shard_s is None else self._shard_s
