@@ -15,6 +15,7 @@ from typing import Any
 import _task
 from _ours_study import experiment
 
+from lepton_ray.config import with_settings
 from lepton_ray.tuning import decisions
 from lepton_ray.tuning.journal import Journal, TrialStart
 from lepton_ray.tuning.rules import Rule, Successive, make_rule
@@ -24,8 +25,8 @@ START_S = 0.03  # of a trial, as measured by the overhead case
 
 def seconds_to(task: str, rule: str, seed: int, goal: float, limit_s: float) -> dict[str, Any]:
     """Simulated seconds to the first whole training that reaches the goal, or the limit."""
-    asked = experiment(task, 10**6, 10**9, seed, "unused")
-    asked.tune.scheduler = "asha" if rule == "asha_27th" else rule
+    named = {"tune.scheduler": "asha" if rule == "asha_27th" else rule}
+    asked = with_settings(experiment(task, 10**6, 10**9, seed, "unused"), named)
     arrays, epochs = _task.arrays_of(task), _task.epochs_of(task)
     events: list[tuple[float, int, Any, list[float]]] = []
     now, trials, whole = 0.0, 0, 0
