@@ -16,9 +16,9 @@ import _task
 from _ours_study import experiment
 
 from lepton_ray.config import with_settings
-from lepton_ray.tuning import decisions
+from lepton_ray.tuning.decisions import Decisions
 from lepton_ray.tuning.journal import Journal, TrialStart
-from lepton_ray.tuning.rules import Rule, Successive, make_rule
+from lepton_ray.tuning.rules import Successive
 
 START_S = 0.03  # of a trial, as measured by the overhead case
 
@@ -30,10 +30,6 @@ def seconds_to(task: str, rule: str, seed: int, goal: float, limit_s: float) -> 
     arrays, epochs = _task.arrays_of(task), _task.epochs_of(task)
     events: list[tuple[float, int, Any, list[float]]] = []
     now, trials, whole = 0.0, 0, 0
-
-    def made(tune: Any, longest: int) -> Rule:
-        first_at_a_27th = rule == "asha_27th"
-        return Successive(longest, longest // 27) if first_at_a_27th else make_rule(tune, longest)
 
     def go_on(number: int, training: Any) -> None:
         rows, at = [], now
@@ -54,9 +50,9 @@ def seconds_to(task: str, rule: str, seed: int, goal: float, limit_s: float) -> 
         go_on(given.number, _task.make(task, settings, arrays, seed))
 
     with tempfile.TemporaryDirectory() as folder:
-        before, decisions.make_rule = decisions.make_rule, made
-        study = decisions.Decisions(asked, Journal(Path(folder)), clock=lambda: now)
-        decisions.make_rule = before
+        study = Decisions(asked, Journal(Path(folder)), clock=lambda: now)
+        if rule == "asha_27th":
+            study.rule = Successive(epochs, epochs // 27)
         start()
         start()
         while True:

@@ -73,7 +73,7 @@ class Machine:
         (home / ".bashrc").touch()
         if not (self.folder / "host_key").exists():
             keygen(self.folder / "host_key")
-        # No name server is near; asking one in vain takes seconds of each connection of c10d.
+        # The name server of this machine is out of reach there: be refused, and do not wait.
         (self.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         script = self.folder / "init.sh"
         shown = " ".join(shlex.quote(p) for p in (sys.base_prefix, str(VENV), str(REPO)))

@@ -91,12 +91,13 @@ def _log_to_file(options: argparse.Namespace) -> Path | None:
     logging.captureWarnings(True)
     # MLflow and Ray would put handlers of their own on the screen.
     os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"
+    # Their imports cut their loggers off from the root. Serve's takes 2 s.
     import ray
 
     if options.command in ("run", "serve"):
-        import ray.serve  # its import cuts its loggers off from the root, as that of Ray does
+        import ray.serve  # noqa: F401
 
-    for name in (ray.__name__, "ray.serve"):
+    for name in ("ray", "ray.serve"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     return path

@@ -103,7 +103,7 @@ class Hyperband:
 
     def __init__(self, epochs: int) -> None:
         lowest = max(1, epochs // ETA**3)
-        firsts = [lowest * ETA**n for n in range(BRACKETS) if lowest * ETA**n < epochs]
+        firsts = [lowest * ETA**n for n in range(BRACKETS) if 2 * lowest * ETA**n <= epochs]
         self._brackets = [Successive(epochs, first) for first in firsts]
         top = len(firsts) - 1
         shares = [math.ceil(len(firsts) / (top - n + 1) * ETA ** (top - n)) for n in range(top + 1)]
