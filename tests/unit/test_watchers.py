@@ -8,7 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from lepton_ray.config import validate
-from lepton_ray.jobs.watchers import Silent, TrainingWatcher
+from lepton_ray.jobs.watchers import Silent, Terminal, TrainingWatcher
 from lepton_ray.tracking import store
 from lepton_ray.tracking.store import Tracker
 
@@ -19,7 +19,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda: Tracker("watched", tmp_path / "artifacts")
 
 
-def training(tracker: Tracker, folder: Path, run_id: str) -> TrainingWatcher:
+def training(
+    tracker: Tracker, folder: Path, run_id: str, terminal: Terminal | None = None
+) -> TrainingWatcher:
     experiment = validate(
         {
             "name": "watched",
@@ -28,7 +30,9 @@ def training(tracker: Tracker, folder: Path, run_id: str) -> TrainingWatcher:
         }
     )
     recorded = tracker.recorded(run_id)
-    return TrainingWatcher(run_id, tracker, Silent(), experiment, folder, recorded=recorded)
+    return TrainingWatcher(
+        run_id, tracker, terminal or Silent(), experiment, folder, recorded=recorded
+    )
 
 
 def epoch(number: int) -> dict:
@@ -53,6 +57,23 @@ def test_a_resumed_training_records_what_its_driver_had_no_time_to(make, tmp_pat
     again.finish(run_id)
     history = again.client.get_metric_history(run_id, "val_loss")
     assert [(m.step, m.value) for m in history] == [(n, 2 / n) for n in (1, 2, 3, 4)]
+
+
+def test_a_line_of_progress_repeats_the_last_epoch(make, tmp_path: Path) -> None:
+    """A log shows only some of the lines, and may miss the epoch's own."""
+    shown: list[str] = []
+
+    class Log(Silent):
+        def progress(self, text: str) -> None:
+            shown.append(text)
+
+    tracker = make()
+    watcher = training(tracker, tmp_path, tracker.start("train"), Log())
+    watcher(epoch(2))
+    watcher({"kind": "progress", "step": 15, "steps": 30, "steps_per_s": 5.0, "at": 0.0})
+    assert "step 15/30" in shown[-1]
+    assert "epoch 2/" in shown[-1]
+    assert "val_loss 1.0000" in shown[-1]
 
 
 def test_a_store_that_cannot_be_written_does_not_stop_training(
