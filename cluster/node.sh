@@ -5,6 +5,7 @@
 #   head                      make the secrets, start Ray's head and the MLflow server
 #   worker                    start Ray as a worker of $RAY_HEAD_IP
 #   stop                      stop what `head` and `worker` started besides Ray
+#   leave                     wait until Ray's own process ended, then stop the rest of Ray
 #
 # Settings:
 #   LEPTON_STORAGE          folder or URI that all machines reach: results, checkpoints, models
@@ -149,6 +150,14 @@ worker() {
     export MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:$MLFLOW_PORT
     start_ray --address="$RAY_HEAD_IP:$PORT" ${LEPTON_RAY_OPTIONS:-}
     watch_spot "$RAY_HEAD_IP:$PORT"
+    background leave bash "$SOURCE/cluster/node.sh" leave
+}
+
+# A raylet ends when its head has gone, by `ray down` or for good. Ray's log monitor does not.
+leave() {
+    load
+    while grep -qsx raylet /proc/[0-9]*/comm; do sleep 2; done
+    exec ray stop
 }
 
 stop() {
@@ -156,7 +165,8 @@ stop() {
     for file in "$STATE"/*.pid; do
         [ -e "$file" ] || continue
         # The id may be another process's by now.
-        if grep -qs 'lepton_ray.jobs.node' "/proc/$(cat "$file")/cmdline" 2>/dev/null; then
+        if tr '\0' ' ' 2>/dev/null < "/proc/$(cat "$file")/cmdline" |
+            grep -Eq 'lepton_ray.jobs.node|node.sh leave|ray stop'; then
             kill "$(cat "$file")"
             for _ in $(seq 60); do kill -0 "$(cat "$file")" 2>/dev/null || break; sleep 0.5; done
         fi
@@ -164,8 +174,8 @@ stop() {
     done
 }
 
-command=${1:?settings, setup, head, worker or stop}; shift
+command=${1:?settings, setup, head, worker, stop or leave}; shift
 case $command in
-    settings|setup|head|worker|stop) "$command" "$@" ;;
+    settings|setup|head|worker|stop|leave) "$command" "$@" ;;
     *) fail "unknown: $command" ;;
 esac

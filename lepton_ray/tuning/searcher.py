@@ -33,6 +33,24 @@ OPTUNA_STATE = {
 TRIED_PRIORS = 3  # settings of a study whose values do not count here, that are tried first
 
 
+class Tpe(optuna.samplers.TPESampler):
+    """Optuna's TPE, told the space, which it gathers from all trials at every question otherwise.
+
+    Args:
+        space: settings that every trial has; one that has a single value is left out by Optuna.
+        options: of Optuna's sampler.
+    """
+
+    def __init__(self, space: Mapping[str, BaseDistribution], **options: Any) -> None:
+        super().__init__(**options)
+        self._known = {name: space[name] for name in sorted(space) if not space[name].single()}
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return dict(self._known)
+
+
 class OptunaSearcher:
     """Proposes settings.
 
@@ -49,6 +67,8 @@ class OptunaSearcher:
         self._order = in_order(tune.space)
         self._distributions = {p: distribution(w) for p, w in tune.space.items()}
         comparable, others = usable_priors(journal.priors)
+        lacking = any(tune.space.keys() - _inside(tune, prior.params) for prior in comparable)
+        self._always = {} if _conditional(tune) or lacking else self._distributions
         self._first = [own, *(_inside(tune, p.params) for p in others[:TRIED_PRIORS])]
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directions = [
@@ -69,7 +89,7 @@ class OptunaSearcher:
 
     def propose(self, number: int) -> TrialStart:
         """Settings for a new trial; it counts as running from now on."""
-        self._study.sampler = make_sampler(self._tune, number)
+        self._study.sampler = make_sampler(self._tune, number, self._always)
         if number < len(self._first) and self._first[number]:
             self._study.enqueue_trial(dict(self._first[number]), skip_if_exists=True)
         with warnings.catch_warnings():
@@ -95,7 +115,7 @@ class OptunaSearcher:
             return  # not of the search
         for name, excess in excesses(self._tune.constraints, record.metrics).items():
             trial.set_constraint(name, excess)
-        self._study.sampler = make_sampler(self._tune, record.number)
+        self._study.sampler = make_sampler(self._tune, record.number, self._always)
         state, values = _outcome(self._tune, record)
         self._study.tell(trial, values, state=state)
 
@@ -140,8 +160,14 @@ class OptunaSearcher:
             self._trials[start.number] = optuna.trial.Trial(self._study, last._trial_id)
 
 
-def make_sampler(tune: Tune, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that is asked for one trial."""
+def make_sampler(
+    tune: Tune, number: int, always: Mapping[str, BaseDistribution]
+) -> optuna.samplers.BaseSampler:
+    """The sampler that is asked for one trial.
+
+    Args:
+        always: the space, where all trials have all of it; else nothing.
+    """
     seed = key(tune.seed, "trial", number) % 2**32
     startup = min(10, max(3, tune.trials // 3))
     with warnings.catch_warnings():
@@ -157,13 +183,17 @@ def make_sampler(tune: Tune, number: int) -> optuna.samplers.BaseSampler:
                 return optuna.samplers.CmaEsSampler(
                     seed=seed, n_startup_trials=startup, warn_independent_sampling=False
                 )
-        return optuna.samplers.TPESampler(
-            seed=seed,
-            n_startup_trials=startup,
-            multivariate=True,
-            constant_liar=True,
-            group=any(where.when for where in tune.space.values()),
-        )
+        options = {
+            "seed": seed, "n_startup_trials": startup, "multivariate": True, "constant_liar": True,
+        }  # fmt: skip
+        if always:
+            return Tpe(always, **options)
+        return optuna.samplers.TPESampler(**options, group=_conditional(tune))
+
+
+def _conditional(tune: Tune) -> bool:
+    """Whether some settings are searched in some trials only."""
+    return any(where.when for where in tune.space.values())
 
 
 def _outcome(tune: Tune, record: TrialRecord) -> tuple[TrialState, list[float] | None]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.samplers import TPESampler
 
 from lepton_ray.errors import ClusterError, StudyError
 from lepton_ray.jobs import prices
-from lepton_ray.tuning import results
+from lepton_ray.tuning import results, searcher
 from lepton_ray.tuning.journal import Journal, Prior
 from lepton_ray.tuning.population import Member, next_generation
 from tests.studies import LR, OWN, SPACE, KilledError, Player, decided, experiment, loss
@@ -150,6 +151,18 @@ def test_guided_searchers_end_nearer_to_the_best_than_chance(tmp_path: Path) -> 
         return sum(values)
 
     assert found("tpe") < found("random")
+
+
+def test_a_sampler_that_is_told_the_space_proposes_what_optunas_own_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = experiment(searcher="tpe", trials=25)
+    told = Player(asked, tmp_path / "told", slots=2).go().journal
+    monkeypatch.setattr(
+        searcher.Tpe, "infer_relative_search_space", TPESampler.infer_relative_search_space
+    )
+    gathered = Player(asked, tmp_path / "gathered", slots=2).go().journal
+    assert decided(told) == decided(gathered)
 
 
 def test_a_population_takes_over_from_its_best(tmp_path: Path) -> None:
