@@ -183,7 +183,7 @@ def make_sampler(
                 return optuna.samplers.CmaEsSampler(
                     seed=seed, n_startup_trials=startup, warn_independent_sampling=False
                 )
-        options = {
+        options: dict[str, Any] = {
             "seed": seed, "n_startup_trials": startup, "multivariate": True, "constant_liar": True,
         }  # fmt: skip
         if always:
