@@ -15,6 +15,7 @@ import pyarrow.fs as pafs
 from lepton_ray.errors import StoreError
 
 COPIED_BYTES = 16 << 20  # at a time, between this machine and another
+PATIENT_TRIES = 10  # with growing pauses: a minute and a half
 
 
 def is_uri(folder: str) -> bool:
@@ -22,8 +23,12 @@ def is_uri(folder: str) -> bool:
     return "://" in folder
 
 
-def open_folder(folder: str) -> tuple[pafs.FileSystem, str]:
+def open_folder(folder: str, *, patient: bool = False) -> tuple[pafs.FileSystem, str]:
     """The file system of a folder and the folder's path on it; nothing is created.
+
+    Args:
+        patient: an S3 store that does not answer is given a minute and a half, not six seconds: for
+            what may not be lost. Google's is given 15 minutes by its own client.
 
     Raises:
         StoreError: for a URI pyarrow does not know.
@@ -37,6 +42,10 @@ def open_folder(folder: str) -> tuple[pafs.FileSystem, str]:
             f"storage {folder!r} cannot be opened: {error}; use a folder, s3://BUCKET/PATH or "
             "gs://BUCKET/PATH"
         ) from error
+    if patient and isinstance(filesystem, pafs.S3FileSystem):
+        _, (options, *_) = filesystem.__reduce__()  # from_uri takes no strategy
+        tries = pafs.AwsStandardS3RetryStrategy(max_attempts=PATIENT_TRIES)
+        filesystem = pafs.S3FileSystem(**options | {"retry_strategy": tries})
     return filesystem, path
 
 

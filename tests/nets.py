@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,23 +99,34 @@ def explode(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 class Sleepy(nn.Module):
-    """Any model with a pause in its training, long enough for a cluster to change meanwhile."""
+    """Any model with a pause in its training, long enough for a cluster to change meanwhile.
 
-    def __init__(self, model: nn.Module, pause_s: float) -> None:
+    Args:
+        until: a file that ends the pauses by being there.
+    """
+
+    def __init__(self, model: nn.Module, pause_s: float, until: str) -> None:
         super().__init__()
         self.model = model
         self.pause_s = pause_s
+        self.until = until
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training and not (self.until and os.path.exists(self.until)):
             time.sleep(self.pause_s)
         return self.model(x)
 
 
 def sleepy(
-    input_shape: tuple[int, ...], classes: int, *, inner: str, pause_s: float, **params
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    inner: str,
+    pause_s: float,
+    until: str = "",
+    **params: Any,
 ) -> nn.Module:
-    return Sleepy(models.find(inner)(input_shape, classes, **params), pause_s)
+    return Sleepy(models.find(inner)(input_shape, classes, **params), pause_s, until)
 
 
 class Scatter(nn.Linear):

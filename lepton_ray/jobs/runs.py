@@ -38,7 +38,7 @@ class RunFolder:
         self.uri = uri
         self.path = path
         self._state = state
-        self._fs, self._root = storage.open_folder(uri)
+        self._fs, self._root = storage.open_folder(uri, patient=True)
 
     @staticmethod
     def create(experiment: Experiment, command: str) -> RunFolder:

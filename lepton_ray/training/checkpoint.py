@@ -58,7 +58,7 @@ class CheckpointFolder:
         keep_every: int | None = None,
         max_bytes: float = float("inf"),
     ) -> None:
-        self._fs, self._root = storage.open_folder(uri)
+        self._fs, self._root = storage.open_folder(uri, patient=True)
         self._keep = keep
         self._keep_every = keep_every
         self._max_bytes = max_bytes

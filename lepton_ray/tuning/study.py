@@ -294,6 +294,10 @@ class _Schedule(FIFOScheduler):
         stop = self._edge.result(trial.config["trial"], result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nobody: Tune starts whoever waits. FIFO's choice would hand a process that became free
+        to a trial whose own is about to be ready, and that one would be thrown away."""
+
 
 class _Stop(tune.Stopper):
     """Ends all trials at once when the goal is reached, the budget spent or a metric missing."""

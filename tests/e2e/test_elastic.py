@@ -71,10 +71,12 @@ class Disturber:
 
     Args:
         acts: (name, number of replicas for which it waits).
+        over: a file it makes when the last act has changed the group: the rest needs no pauses.
     """
 
-    def __init__(self, cluster: Cluster, acts: list[tuple[str, int]]) -> None:
+    def __init__(self, cluster: Cluster, acts: list[tuple[str, int]], over: Path) -> None:
         self.cluster = cluster
+        self.over = over
         self.nodes = [self._node() for _ in "ab"]
         self.acts = list(acts)
         self.events: list[dict[str, Any]] = []
@@ -84,6 +86,8 @@ class Disturber:
         self.events.append(event)
         if event["kind"] == "start":
             self.start = event
+            if not self.acts:
+                self.over.touch()
         if (
             self.acts
             and event["kind"] == "progress"
@@ -163,8 +167,10 @@ def disturbed(
     cluster: Cluster, folder: Path, acts: list[tuple[str, int]], asked: Experiment
 ) -> Disturber:
     """Train through the acts, and compare with a run of one process."""
+    over = folder / "over"
+    asked = with_settings(asked, {"model.until": str(over)})
     dataset = data.load(asked.data)
-    disturber = Disturber(cluster, acts)
+    disturber = Disturber(cluster, acts, over)
     result = train(
         asked,
         ray.put(dataset),

@@ -18,6 +18,7 @@ from lepton_ray.training.loop import Replica
 from lepton_ray.tuning import report, results, study
 from lepton_ray.tuning.decisions import header
 from lepton_ray.tuning.journal import Journal, TrialStart
+from tests.lab import wait_for
 from tests.ray.conftest import experiment
 from tests.studies import decided
 
@@ -156,6 +157,38 @@ def test_a_population_ends_with_weights_that_went_through_several_settings(
         journal.ended[parent].values[-1],
         found.best.values[-1],
     ]
+
+
+class LateTrial(study.Trial):
+    """A process that trial 1 starts is not ready before a file is there."""
+
+    awaited = ""
+
+    def setup(self, config: dict[str, Any], **parameters: Any) -> None:
+        if config["trial"] == 1:
+            wait_for(lambda: Path(self.awaited).exists(), 60)
+        super().setup(config, **parameters)
+
+
+def test_a_process_that_starts_slowly_is_waited_for_and_not_thrown_away(
+    reference: ray.ObjectRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awaited = tmp_path / "trial 2 ended"
+    late = type("LateTrial", (LateTrial,), {"awaited": str(awaited)})
+    monkeypatch.setattr(study, "Trial", late)
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["kind"] == "trial_end" and event["trial"] == "0002":
+            awaited.touch()
+
+    def processes() -> set[str]:
+        return set(ray._private.state.actors())
+
+    before = processes()
+    asked = experiment(tune={"trials": 6, "space": SPACE, "scheduler": "none", "parallel": 2})
+    found = study.run(asked, reference, folder=tmp_path / "study", on_event=listen)
+    assert {r.state for r in found.journal.finished} == {"finished"}
+    assert len(processes() - before) == 2
 
 
 def test_a_bad_trial_does_not_end_the_study_and_says_what_it_printed(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 
 from lepton_ray.errors import CheckpointError
 from lepton_ray.training import checkpoint, digest
@@ -114,6 +116,32 @@ def test_what_a_lost_replica_left_half_written_goes(tmp_path: Path) -> None:
 def test_a_uri_of_a_file_system_works_like_a_path(tmp_path: Path) -> None:
     CheckpointFolder(f"file://{tmp_path}").save(7, tensors(7.0), {"step": 7})
     assert CheckpointFolder(str(tmp_path)).load_last()[1] == {"step": 7}
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than the six seconds that the client gives it by itself."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+    store = ThreadedMotoServer(port=0)
+    store.start()
+    host, port = store.get_host_and_port()
+    where = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}"
+    uri = f"s3://lepton/run?{where}&allow_bucket_creation=true"
+    folder = CheckpointFolder(uri)
+    folder.save(1, tensors(1.0), {"step": 1})
+    store.stop()
+    again = ThreadedMotoServer(port=port)  # moto keeps what it holds in this process
+    back = threading.Timer(8.0, again.start)
+    back.start()
+    try:
+        folder.save(2, tensors(2.0), {"step": 2})
+        loaded, values = folder.load_last()
+        assert values == {"step": 2}
+        assert torch.equal(loaded["w"], tensors(2.0)["w"])
+        assert [saved.step for saved in folder.list()] == [1, 2]
+    finally:
+        back.join()
+        again.stop()
 
 
 def test_a_dump_stays_as_it_was_while_training_goes_on() -> None:
