@@ -370,8 +370,10 @@ def summary(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def slope(rows: list[dict[str, Any]], arm: str, repeat: int) -> float | None:
-    """Seconds per further trial."""
-    points = [(r["trials"], r["seconds"]) for r in rows if (r["arm"], r["repeat"]) == (arm, repeat)]
+    """Seconds per further trial; counted from the first, for starting up takes seconds more or less
+    from run to run."""
+    mine = [r for r in rows if (r["arm"], r["repeat"]) == (arm, repeat)]
+    points = [(r["trials"], r["seconds"] - r["ready"]) for r in mine]
     if len(points) < 2:
         return None
     xs, ys = [x for x, _ in points], [y for _, y in points]
