@@ -122,7 +122,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.Monk
     """Longer than the six seconds that the client gives it by itself."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
-    store = ThreadedMotoServer(port=0)
+    store = ThreadedMotoServer("127.0.0.1", port=0)
     store.start()
     host, port = store.get_host_and_port()
     where = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}"
@@ -130,7 +130,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.Monk
     folder = CheckpointFolder(uri)
     folder.save(1, tensors(1.0), {"step": 1})
     store.stop()
-    again = ThreadedMotoServer(port=port)  # moto keeps what it holds in this process
+    again = ThreadedMotoServer(host, port=port)  # moto keeps what it holds in this process
     back = threading.Timer(8.0, again.start)
     back.start()
     try:
