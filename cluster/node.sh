@@ -5,7 +5,7 @@
 #   head                      make the secrets, start Ray's head and the MLflow server
 #   worker                    start Ray as a worker of $RAY_HEAD_IP
 #   stop                      stop what `head` and `worker` started besides Ray
-#   leave                     wait until Ray's own process ended, then stop the rest of Ray
+#   leave                     wait until the raylet has ended, then stop the rest of Ray; `worker` calls it
 #
 # Settings:
 #   LEPTON_STORAGE          folder or URI that all machines reach: results, checkpoints, models
