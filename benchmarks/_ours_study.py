@@ -94,7 +94,7 @@ def recorded(asked: Any, arrays: Any, folder: str, out: Path) -> None:
 
     from lepton_ray.jobs.runs import RunFolder
     from lepton_ray.jobs.studies import STUDY, StudyWatcher
-    from lepton_ray.jobs.watchers import Silent
+    from lepton_ray.terminal import Silent
     from lepton_ray.tracking.store import Tracker
 
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"

@@ -10,7 +10,7 @@ from lepton_ray.config import flatten, render
 from lepton_ray.config.schema import Experiment
 from lepton_ray.jobs.recorder import Recorder
 from lepton_ray.jobs.runs import RunFolder
-from lepton_ray.jobs.watchers import Terminal
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking.store import Status, Tracker
 from lepton_ray.tuning import results, status
 from lepton_ray.tuning.journal import FILE, Journal, TrialRecord

@@ -15,7 +15,7 @@ from lepton_ray.errors import InputError, RunError
 from lepton_ray.jobs import secrets
 from lepton_ray.jobs.packing import pack
 from lepton_ray.jobs.server import Job, LostJobError, Server
-from lepton_ray.jobs.watchers import Silent, Terminal
+from lepton_ray.terminal import Silent, Terminal
 
 COMMANDS = ("run", "tune", "train")
 

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from lepton_ray.config.schema import Experiment
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking.store import Tracker
-
-
-class Terminal(Protocol):
-    """Where a person reads how it goes."""
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-    def progress(self, text: str) -> None:
-        """Lines that the next ones replace; where they cannot, the first now and then."""
-
-
-class Silent:
-    """A terminal nobody reads."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def progress(self, text: str) -> None:
-        pass
 
 
 class TrainingWatcher:

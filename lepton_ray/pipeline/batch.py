@@ -22,12 +22,12 @@ import ray
 from lepton_ray import storage
 from lepton_ray.errors import InputError, LeptonRayError, RunError
 from lepton_ray.jobs import session
-from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.serving import blocks, parts
 from lepton_ray.serving.blocks import Block, Source
 from lepton_ray.serving.follower import Files, read_files, write_files
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import registry
 
 ALONE = 4  # blocks that one process does sooner than a Ray starts

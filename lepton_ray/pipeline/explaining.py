@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lepton_ray.errors import InputError
-from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.serving import blocks
 from lepton_ray.serving.blocks import Source
 from lepton_ray.serving.explain.answers import Explanation, check
 from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.requests import columns_of
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import registry
 
 

@@ -13,9 +13,9 @@ from lepton_ray.config import loads
 from lepton_ray.config.schema import ImageData
 from lepton_ray.data import folders, frames, sources
 from lepton_ray.errors import DataError, InputError
-from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.pipeline import guess
 from lepton_ray.pipeline.guesses import Guess
+from lepton_ray.terminal import Terminal
 
 FORMS = (
     f"{folders.FORMS}, the four IDX files of MNIST, or a file that ends with .npz, "

@@ -7,9 +7,9 @@ from typing import Any
 from lepton_ray.config import load
 from lepton_ray.errors import InputError
 from lepton_ray.jobs import session
-from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.pipeline import promotion
 from lepton_ray.serving import endpoint
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import registry
 
 

@@ -18,7 +18,6 @@ from lepton_ray.config import load
 from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.errors import GateError, InputError
 from lepton_ray.jobs.runs import local_root
-from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.pipeline import students
 from lepton_ray.pipeline.promotion import dataset_of
 from lepton_ray.pipeline.students import Student
@@ -27,6 +26,7 @@ from lepton_ray.serving import package, smaller
 from lepton_ray.serving.runtime import CHUNK, Runtime, open_session
 from lepton_ray.serving.signature import signature
 from lepton_ray.serving.smaller import Latency
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.tracking.store import Tracker

@@ -12,9 +12,9 @@ from lepton_ray.config import load
 from lepton_ray.config.schema import Canary, Experiment
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import GateError, InputError, ModelError
-from lepton_ray.jobs.watchers import Terminal
 from lepton_ray.pipeline.checks import measure_served, score
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import endpoints, gate, registry
 from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.gate import Check

@@ -29,8 +29,8 @@ from lepton_ray.jobs import provenance, session
 from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.jobs.runs import RunFolder, local_root
-from lepton_ray.jobs.watchers import Silent, Terminal, TrainingWatcher, numbers, to_all
-from lepton_ray.pipeline import carried, past, search
+from lepton_ray.jobs.watchers import TrainingWatcher, numbers, to_all
+from lepton_ray.pipeline import carried, past
 from lepton_ray.pipeline.checks import check_endpoint, score, score_labels, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
 from lepton_ray.pipeline.reports import decision_table, label_table, score_table, slice_table
@@ -38,6 +38,7 @@ from lepton_ray.pipeline.version import write_version
 from lepton_ray.serving import drift, package
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.signature import signature
+from lepton_ray.terminal import Silent, Terminal
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.training import baselines
@@ -107,6 +108,8 @@ class Run:
         if self._resume:
             self._folder = RunFolder.find_unfinished(experiment, self._command)
         elif self._add_trials:
+            from lepton_ray.pipeline import search
+
             self._folder = search.extend(experiment, self._command, self._add_trials)
         if self._from_study:
             past.find(self._from_study, experiment)  # before anything is started
@@ -140,6 +143,8 @@ class Run:
         return results
 
     def _tune(self, results: dict[str, Any]) -> dict[str, Any]:
+        from lepton_ray.pipeline import search  # and Ray Tune, which takes 1 s
+
         return search.search(
             self._experiment,
             self._reference,
@@ -206,7 +211,7 @@ class Run:
         )
         same = ""
         if "tune" in results:
-            same = search.same_weights(results["tune"]["best"], sha256)
+            same = same_weights(results["tune"]["best"], sha256)
             if self._is_population:
                 for epoch, metrics in enumerate(result.history, 1):
                     self._tracker.metrics(run_id, metrics, epoch)
@@ -374,3 +379,13 @@ class Run:
         return (
             {} if given is None else {"pretrained": given.name, "pretrained_sha256": given.sha256}
         )
+
+
+def same_weights(best: Mapping[str, Any], sha256: str) -> str:
+    """What to say of the final training's weights beside the best trial's."""
+    if best["state"] != "finished" or not best["weights_sha256"]:
+        return ""
+    number = f"{best['number']:04d}"
+    if best["weights_sha256"] == sha256:
+        return f", the same bytes as in trial {number}"
+    return f", other bytes than in trial {number}"

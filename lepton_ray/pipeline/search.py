@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from lepton_ray.jobs import prices
 from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.runs import RunFolder, differences
 from lepton_ray.jobs.studies import JOURNAL, STUDY, StudyWatcher
-from lepton_ray.jobs.watchers import Terminal, to_all
+from lepton_ray.jobs.watchers import to_all
 from lepton_ray.pipeline import past
 from lepton_ray.serving.latency import latency_ms
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.tuning import report, results, study
 from lepton_ray.tuning.journal import TrialRecord
@@ -205,13 +206,3 @@ def _front_lines(tune: config.Tune, records: Sequence[TrialRecord]) -> list[str]
         + f" with {settings_text(r.params)}"
         for r in front
     ]
-
-
-def same_weights(best: Mapping[str, Any], sha256: str) -> str:
-    """What to say of the final training's weights beside the best trial's."""
-    if best["state"] != "finished" or not best["weights_sha256"]:
-        return ""
-    number = f"{best['number']:04d}"
-    if best["weights_sha256"] == sha256:
-        return f", the same bytes as in trial {number}"
-    return f", other bytes than in trial {number}"

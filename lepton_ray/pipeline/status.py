@@ -7,7 +7,7 @@ from typing import Any
 from lepton_ray.jobs import facts
 from lepton_ray.jobs.diagnosis import diagnose
 from lepton_ray.jobs.submission import resolve
-from lepton_ray.jobs.watchers import Terminal
+from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import store
 
 RUNS = 20  # shown, the newest

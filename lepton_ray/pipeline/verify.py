@@ -13,7 +13,7 @@ from lepton_ray.config import with_settings
 from lepton_ray.errors import DivergenceError, InputError
 from lepton_ray.jobs import session
 from lepton_ray.jobs.runs import RunFolder
-from lepton_ray.jobs.watchers import Terminal
+from lepton_ray.terminal import Terminal
 from lepton_ray.training.determinism import differences
 from lepton_ray.training.digest import first_broken_link, state_sha256
 from lepton_ray.training.trainer import train

@@ -19,7 +19,6 @@ from lepton_ray.config.schema import Distribution, Experiment
 from lepton_ray.config.schema.tuning import MEASURED_BY_TRIALS
 from lepton_ray.data.pretrained import is_pretrained
 from lepton_ray.errors import ExperimentError, nearest
-from lepton_ray.training.optimization import optimizer_parameters
 
 Space = Mapping[str, Distribution]
 MOVABLE = ("train.optimizer.", "train.clip")
@@ -248,6 +247,8 @@ def _broken_conditions(path: str, space: Space, fixed: Mapping[str, Any]) -> lis
 
 def _unknown(path: str, experiment: Experiment, under: Mapping[str, Any]) -> str:
     """What is wrong with the name of a path, where ``under`` holds."""
+    from lepton_ray.training.optimization import optimizer_parameters  # and torch, which takes 2 s
+
     name = under.get("model.name", experiment.model.name)
     taken = models.parameters(name)
     optimizer = under.get("train.optimizer.name", experiment.train.optimizer.name)

@@ -13,9 +13,9 @@ import pytest
 from lepton_ray import data, models
 from lepton_ray.config import validate
 from lepton_ray.errors import InputError
-from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import batch
 from lepton_ray.serving import blocks
+from lepton_ray.terminal import Silent
 from tests.versions import register
 
 

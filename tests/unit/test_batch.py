@@ -177,7 +177,7 @@ from lepton_ray import storage
 from lepton_ray.pipeline import batch
 from lepton_ray.serving import blocks
 from lepton_ray.serving.runtime import Runtime
-from lepton_ray.jobs.watchers import Silent
+from lepton_ray.terminal import Silent
 from pathlib import Path
 
 model, source, output, most = sys.argv[1:]

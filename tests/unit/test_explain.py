@@ -19,7 +19,6 @@ from lepton_ray import data
 from lepton_ray.config.schema import Experiment, ImageData, Model, TableData, TextData
 from lepton_ray.data import Dataset
 from lepton_ray.errors import InputError
-from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import explaining
 from lepton_ray.serving import package
 from lepton_ray.serving.explain.answers import METHODS
@@ -27,6 +26,7 @@ from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.keys import Keyring, make
 from lepton_ray.serving.requests import columns_of
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.terminal import Silent
 from lepton_ray.training.importance import measure
 from tests import apps
 

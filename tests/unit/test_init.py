@@ -17,10 +17,10 @@ from lepton_ray.config import load, loads, render
 from lepton_ray.config.schema import TableData, Train
 from lepton_ray.errors import DataError, InputError
 from lepton_ray.jobs.planning import make_plan
-from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import guess
 from lepton_ray.pipeline.guesses import Guess
 from lepton_ray.pipeline.init import init
+from lepton_ray.terminal import Silent
 from tests import apps
 
 TABLE = {"kind": "table", "model": "table_resnet"}

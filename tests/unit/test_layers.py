@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "lepton_ray"
 
 # A layer imports from the ones above it. The two in one line know nothing of each other.
 LAYERS = (
     {"errors"},
-    {"storage"},
+    {"storage", "terminal"},
     {"config"},
     {"data"},
     {"models"},
@@ -142,9 +144,16 @@ def test_a_model_runs_without_ray() -> None:
     assert not found, "\n".join(found)
 
 
-def test_importing_the_command_line_loads_nothing_heavy() -> None:
-    heavy = ("torch", "ray", "mlflow", "pandas")
-    code = f"import lepton_ray.cli, sys; print(*sorted(sys.modules.keys() & set({heavy})))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("lepton_ray.cli", ("torch", "ray", "mlflow", "pandas")),
+        ("lepton_ray.jobs.submission", ("torch", "mlflow", "pandas")),
+        ("lepton_ray.jobs.driver", ("torch", "ray", "mlflow", "pandas")),
+    ],
+)
+def test_what_is_waited_for_loads_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
+    code = f"import {module}, sys; print(*sorted(sys.modules.keys() & set({heavy})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []

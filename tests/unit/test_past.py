@@ -11,8 +11,8 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.errors import InputError
 from lepton_ray.jobs.runs import RunFolder
 from lepton_ray.jobs.studies import JOURNAL, STUDY, StudyWatcher, overview
-from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import past, search
+from lepton_ray.terminal import Silent
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.tuning.journal import Journal
 from tests.studies import LR, SPACE, Player, experiment

@@ -14,8 +14,8 @@ from lepton_ray import data
 from lepton_ray.cli import main
 from lepton_ray.config import validate
 from lepton_ray.errors import GateError, InputError, ModelError
-from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import promotion
+from lepton_ray.terminal import Silent
 from lepton_ray.tracking import endpoints, registry
 from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.registry import ModelVersion

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lepton_ray.jobs.watchers import Silent
 from lepton_ray.pipeline import status
+from lepton_ray.terminal import Silent
 from lepton_ray.tracking.store import Tracker
 
 

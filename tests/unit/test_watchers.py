@@ -8,7 +8,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from lepton_ray.config import validate
-from lepton_ray.jobs.watchers import Silent, Terminal, TrainingWatcher
+from lepton_ray.jobs.watchers import TrainingWatcher
+from lepton_ray.terminal import Silent, Terminal
 from lepton_ray.tracking import store
 from lepton_ray.tracking.store import Tracker
 
