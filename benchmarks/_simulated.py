@@ -23,9 +23,14 @@ from lepton_ray.tuning.rules import Successive
 START_S = 0.03  # of a trial, as measured by the overhead case
 
 
-def seconds_to(task: str, rule: str, seed: int, goal: float, limit_s: float) -> dict[str, Any]:
+def seconds_to(
+    task: str, seed: int, goal: float, limit_s: float, rule: str = "asha", searcher: str = "tpe"
+) -> dict[str, Any]:
     """Simulated seconds to the first whole training that reaches the goal, or the limit."""
-    named = {"tune.scheduler": "asha" if rule == "asha_27th" else rule}
+    named = {
+        "tune.scheduler": "asha" if rule == "asha_27th" else rule,
+        "tune.searcher": searcher,
+    }
     asked = with_settings(experiment(task, 10**6, 10**9, seed, "unused"), named)
     arrays, epochs = _task.arrays_of(task), _task.epochs_of(task)
     events: list[tuple[float, int, Any, list[float]]] = []

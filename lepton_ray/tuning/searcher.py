@@ -14,8 +14,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+from optuna.samplers._tpe.probability_distributions import _MixtureOfProductDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
@@ -33,8 +37,9 @@ OPTUNA_STATE = {
 TRIED_PRIORS = 3  # settings of a study whose values do not count here, that are tried first
 
 
-class Tpe(optuna.samplers.TPESampler):
-    """Optuna's TPE, told the space, which it gathers from all trials at every question otherwise.
+class MultivariateTpe(optuna.samplers.TPESampler):
+    """Optuna's TPE of all settings together, told the space, which it gathers from all trials at
+    every question otherwise.
 
     Args:
         space: settings that every trial has; one that has a single value is left out by Optuna.
@@ -42,13 +47,41 @@ class Tpe(optuna.samplers.TPESampler):
     """
 
     def __init__(self, space: Mapping[str, BaseDistribution], **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(multivariate=True, **options)
         self._known = {name: space[name] for name in sorted(space) if not space[name].single()}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: optuna.trial.FrozenTrial
     ) -> dict[str, BaseDistribution]:
         return dict(self._known)
+
+
+class Tpe(MultivariateTpe):
+    """Optuna's TPE of one setting at a time, which sorts the trials once for all settings and not
+    for each: a third of the time where there are many.
+
+    The candidates are those of all settings together; of each setting the best one is taken, as if
+    the others did not exist.
+    """
+
+    def _compute_acquisition_func(
+        self,
+        samples: dict[str, npt.NDArray[np.float64]],
+        mpe_below: _ParzenEstimator,
+        mpe_above: _ParzenEstimator,
+    ) -> npt.NDArray[np.float64]:
+        """Puts the best of each setting together as the first candidate, and prefers that."""
+        good, bad = mpe_below._mixture_distribution, mpe_above._mixture_distribution
+        for at, values in enumerate(samples.values()):
+            alone = values[:, None]
+            score = _of_one(good, at).log_pdf(alone) - _of_one(bad, at).log_pdf(alone)
+            values[0] = values[np.argmax(score)]
+        return -np.arange(len(values), dtype=np.float64)
+
+
+def _of_one(all_settings: _MixtureOfProductDistribution, at: int) -> _MixtureOfProductDistribution:
+    """The distribution of one setting, whatever the others are."""
+    return all_settings._replace(distributions=[all_settings.distributions[at]])
 
 
 class OptunaSearcher:
@@ -183,12 +216,13 @@ def make_sampler(
                 return optuna.samplers.CmaEsSampler(
                     seed=seed, n_startup_trials=startup, warn_independent_sampling=False
                 )
-        options: dict[str, Any] = {
-            "seed": seed, "n_startup_trials": startup, "multivariate": True, "constant_liar": True,
-        }  # fmt: skip
+        options: dict[str, Any] = {"seed": seed, "n_startup_trials": startup, "constant_liar": True}
+        together = tune.searcher == "multivariate_tpe"
         if always:
-            return Tpe(always, **options)
-        return optuna.samplers.TPESampler(**options, group=_conditional(tune))
+            return (MultivariateTpe if together else Tpe)(always, **options)
+        return optuna.samplers.TPESampler(
+            **options, multivariate=together, group=together and _conditional(tune)
+        )
 
 
 def _conditional(tune: Tune) -> bool:

@@ -116,7 +116,7 @@ def test_a_trial_without_a_number_or_a_process_has_failed(tmp_path: Path) -> Non
     search.propose(1)  # a failure does not end the search
 
 
-@pytest.mark.parametrize("kind", ["tpe", "random", "gp", "cmaes"])
+@pytest.mark.parametrize("kind", ["tpe", "multivariate_tpe", "random", "gp", "cmaes"])
 def test_a_study_of_the_same_seed_asks_for_the_same_trials(tmp_path: Path, kind: str) -> None:
     numeric = {LR: SPACE[LR], "train.clip": {"uniform": [0.1, 5.0]}}
 
@@ -267,7 +267,10 @@ def test_sections_of_a_space_may_be_nested() -> None:
 @pytest.mark.parametrize(
     ("tune", "said"),
     [
-        ({"searcher": "tpo"}, "tune.searcher: input should be 'tpe', 'random', 'grid'"),
+        (
+            {"searcher": "tpo"},
+            "tune.searcher: input should be 'tpe', 'multivariate_tpe', 'random', 'grid'",
+        ),
         ({"scheduler": "ahsa"}, "tune.scheduler: input should be 'asha', 'hyperband'"),
         ({"metric": ["val_loss", "seconds"], "scheduler": "asha"}, "ranks trials by one metric"),
         ({"metric": ["val_loss", "seconds"], "searcher": "cmaes"}, "takes one metric, but got 2"),

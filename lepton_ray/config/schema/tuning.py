@@ -128,7 +128,8 @@ class Tune(Section):
     """Replicas that train one trial; the result does not depend on it."""
     space: dict[str, Distribution] = Field(min_length=1)
     """Dotted path of a setting -> where to look; sections may be nested."""
-    searcher: Literal["tpe", "random", "grid", "gp", "cmaes", "pbt"] = "tpe"
+    searcher: Literal["tpe", "multivariate_tpe", "random", "grid", "gp", "cmaes", "pbt"] = "tpe"
+    """``tpe`` looks at one setting at a time, ``multivariate_tpe`` at all together."""
     scheduler: Literal["asha", "hyperband", "median", "none"] | None = None
     """Which trials are stopped early. ``asha``: those among the worse two thirds after a ninth and
     after a third of the epochs; ``hyperband``: the same, and a part of the trials is judged later;
