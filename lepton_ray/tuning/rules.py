@@ -5,6 +5,7 @@ All values here are such that less is better. A rule answers with the reason to 
 
 from __future__ import annotations
 
+import heapq
 import math
 import statistics
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 from lepton_ray.config.schema import Tune
 
 ETA = 3  # a rung keeps the best third
+MODELS = 5  # finished trials that show how a good one may begin
 BRACKETS = 3
 ENOUGH = 3  # trials the median is taken of
 
@@ -68,6 +70,8 @@ class Successive:
 
     def __init__(self, epochs: int, first: int | None = None) -> None:
         epoch = first or max(1, epochs // ETA**2)
+        self._epochs = epochs
+        self._finished: dict[int, float] = {}
         self.rungs: dict[int, dict[int, float]] = {}
         while 2 * epoch <= epochs:  # later than that, little is saved
             self.rungs[epoch] = {}
@@ -77,7 +81,7 @@ class Successive:
         return epoch in self.rungs
 
     def judge(self, number: int, epoch: int, value: float) -> str:
-        if epoch not in self.rungs:
+        if epoch not in self.rungs or value <= self._began_as_well(epoch):
             return ""
         for rung in sorted((r for r in self.rungs if r <= epoch), reverse=True):
             others = [v for n, v in self.rungs[rung].items() if n != number]
@@ -90,10 +94,19 @@ class Successive:
             return f"{rank} of {count} at epoch {rung}"
         return ""
 
+    def _began_as_well(self, epoch: int) -> float:
+        """The worst value at this epoch of the best that finished; less than any before there are
+        enough of them."""
+        best = heapq.nsmallest(MODELS, self._finished, key=self._finished.__getitem__)
+        began = [self.rungs[epoch][n] for n in best if n in self.rungs[epoch]]
+        return max(began) if len(best) == MODELS and began else -math.inf
+
     def note(self, number: int, epoch: int, value: float, stopped: bool) -> None:
         rung = self.rungs.get(epoch)
         if rung is not None and (rung or not stopped):
             rung[number] = value
+        if epoch == self._epochs and not stopped:
+            self._finished[number] = value
 
 
 class Hyperband:

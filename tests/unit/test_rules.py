@@ -51,6 +51,21 @@ def test_the_first_at_a_rung_has_no_free_pass() -> None:
     assert tell(rule, 3, 3, 0.3) == ""
 
 
+def test_who_begins_as_one_of_the_five_best_that_finished_goes_on() -> None:
+    rule = Successive(9)
+    for number, (early, end) in enumerate(
+        [(0.5, 0.30), (0.45, 0.21), (0.4, 0.25), (0.35, 0.24), (0.3, 0.23), (0.25, 0.22)]
+    ):
+        for epoch, value in ((1, early), (3, early), (9, end)):
+            if number < 5 or epoch < 9:
+                assert tell(rule, number, epoch, value) == ""
+    assert tell(rule, 6, 1, 0.5) == "", "as trial 0, one of the five"
+    assert tell(rule, 7, 1, 0.51) == "8 of 8 at epoch 1"
+    tell(rule, 5, 9, 0.22)  # and trial 0 is none of the five any more
+    assert tell(rule, 8, 1, 0.5) == "6 of 9 at epoch 1"
+    assert tell(rule, 9, 1, 0.45) == ""
+
+
 def test_nothing_is_decided_between_rungs() -> None:
     rule = Successive(9)
     tell(rule, 0, 1, 0.1)

@@ -132,9 +132,9 @@ class Tune(Section):
     """``tpe`` looks at one setting at a time, ``multivariate_tpe`` at all together."""
     scheduler: Literal["asha", "hyperband", "median", "none"] | None = None
     """Which trials are stopped early. ``asha``: those among the worse two thirds after a ninth and
-    after a third of the epochs; ``hyperband``: the same, and a part of the trials is judged later;
-    ``median``: those worse than the median of the others. Default: ``asha`` for one metric,
-    ``none`` for several."""
+    after a third of the epochs, unless they began as well as a good one did; ``hyperband``: the
+    same, and a part of the trials is judged later; ``median``: those worse than the median of the
+    others. Default: ``asha`` for one metric, ``none`` for several."""
     population: Population = Population()
     constraints: dict[str, Bound] = {}
     """Metric -> limits."""
