@@ -103,7 +103,7 @@ check_token() {
 export RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=5
 
 # Workers import these before work comes: a replica starts seconds sooner.
-export RAY_preload_python_modules=torch,ray.train
+export RAY_preload_python_modules=torch,ray.train,ray.tune
 
 start_ray() {
     ulimit -n 65536 2>/dev/null || true

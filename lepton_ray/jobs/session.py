@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 PROBE_S = 60  # for a process to start on every node
+# What replicas and trials load, in processes that Ray starts before they are asked for: one for
+# each processor, which on a large machine is more than are used, and a gigabyte for each ten.
+PRELOAD = {"RAY_preload_python_modules": "torch,ray.train,ray.tune"}
+PRELOAD_UP_TO = 16
 
 _started_here = False  # whether the Ray of this process is the embedded one
 
@@ -95,12 +99,14 @@ def _init(address: str | None, files: Path | None, options: dict[str, Any]) -> N
     try:
         if files is None:
             ray.init(address=address, **options)
-        elif not proxy.available():
-            ray.init(address="local", **options)
-        else:
+            return
+        processors = os.cpu_count() or 1
+        settings = dict(PRELOAD) if processors <= PRELOAD_UP_TO else {}
+        if proxy.available():
             ports = proxy.free_ports(proxy.ports_needed())
-            with proxy.environment(proxy.settings(files, ports, os.cpu_count() or 1)):
-                ray.init(address="local", **options)
+            settings |= proxy.settings(files, ports, processors)
+        with proxy.environment(settings):
+            ray.init(address="local", **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(
             f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "

@@ -6,10 +6,11 @@ is decided in `decisions`, and written to the journal, before Tune hears of it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -157,7 +159,24 @@ def _tune(
     )
     # It looks for files of results that are not written, and tells each.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    tuner.fit()
+    with _prepared_processes():
+        tuner.fit()
+
+
+@contextlib.contextmanager
+def _prepared_processes() -> Iterator[None]:
+    """Let trials have the processes that Ray has started already.
+
+    Tune gives its actors variables of an environment, keys of AWS among them, so that none of those
+    processes fits: each start is a cold one, and all who have the token can read the keys. These
+    are private names of Ray 2.60, which is pinned; a test fails when they go away.
+    """
+    kept = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = kept
 
 
 class _Edge:

@@ -4,13 +4,17 @@ what is left of them."""
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
+import pyarrow.fs as pafs
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.e2e.test_demo import COMMAND, DEADLINE_S, DIGITS, Process, run
 
@@ -169,3 +173,53 @@ def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
     known = [line for line in (tmp_path / journal).read_text().splitlines() if '"prior"' in line]
     assert len(known) == 10
     assert all(json.loads(line)["prior"]["comparable"] for line in known)
+
+
+def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) -> None:
+    """Training does not wait for it, and what was to be written is written when it is back."""
+    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "something"}
+    store = ThreadedMotoServer("127.0.0.1", port=0)
+    store.start()
+    host, port = store.get_host_and_port()
+    bucket = pafs.S3FileSystem(
+        *keys.values(), region="us-east-1", scheme="http", endpoint_override=f"{host}:{port}",
+        allow_bucket_creation=True,
+    )  # fmt: skip
+    bucket.create_dir("lepton")
+
+    def saved() -> list[int]:
+        everything = bucket.get_file_info(pafs.FileSelector("lepton", recursive=True))
+        found = [re.search(r"checkpoints/step-(\d+)/manifest", info.path) for info in everything]
+        return sorted(int(match[1]) for match in found if match)
+
+    training = Process(
+        tmp_path, "train", DIGITS, "--set=storage=s3://lepton/results", "--set=workers.min=1",
+        "--set=workers.max=1", "--set=train.epochs=300", "--set=train.checkpoint.every_s=1",
+        AWS_ENDPOINT_URL=f"http://{host}:{port}", AWS_REGION="us-east-1", **keys,
+    )  # fmt: skip
+
+    def step() -> int:
+        return max((int(n) for n in re.findall(r"step (\d+)/", training.text())), default=0)
+
+    training.wait_for(lambda: saved() and step())
+    store.stop()
+    began, before = time.monotonic(), step()
+    try:
+        training.wait_for(lambda: step() > before and time.monotonic() - began > 60)
+    finally:
+        again = ThreadedMotoServer(host, port=port)  # moto keeps what it holds in this process
+        again.start()
+    try:
+        code, text = training.end()
+        assert code == 0, text
+        assert "weights" in text
+        total = int(re.findall(r"step \d+/(\d+)", text)[-1])
+        assert saved()[-1] == total, "the last checkpoint"
+        (state,) = [
+            info.path
+            for info in bucket.get_file_info(pafs.FileSelector("lepton", recursive=True))
+            if info.path.endswith("/run.json")
+        ]
+        assert json.loads(bucket.open_input_stream(state).read())["status"] == "finished"
+    finally:
+        again.stop()

@@ -165,6 +165,8 @@ class LateTrial(study.Trial):
     awaited = ""
 
     def setup(self, config: dict[str, Any], **parameters: Any) -> None:
+        environment = ray.get_runtime_context().runtime_env
+        Path(f"{self.awaited}.{config['trial']}").write_text(repr(environment))
         if config["trial"] == 1:
             wait_for(lambda: Path(self.awaited).exists(), 60)
         super().setup(config, **parameters)
@@ -176,6 +178,7 @@ def test_a_process_that_starts_slowly_is_waited_for_and_not_thrown_away(
     awaited = tmp_path / "trial 2 ended"
     late = type("LateTrial", (LateTrial,), {"awaited": str(awaited)})
     monkeypatch.setattr(study, "Trial", late)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
 
     def listen(event: dict[str, Any]) -> None:
         if event["kind"] == "trial_end" and event["trial"] == "0002":
@@ -189,6 +192,8 @@ def test_a_process_that_starts_slowly_is_waited_for_and_not_thrown_away(
     found = study.run(asked, reference, folder=tmp_path / "study", on_event=listen)
     assert {r.state for r in found.journal.finished} == {"finished"}
     assert len(processes() - before) == 2
+    environments = {path.read_text() for path in tmp_path.glob("trial 2 ended.*")}
+    assert environments == {"{}"}, "any process of the cluster will do, and no key is given away"
 
 
 def test_a_bad_trial_does_not_end_the_study_and_says_what_it_printed(
