@@ -32,7 +32,7 @@ results: install
 	.venv/bin/python experiments/results.py
 
 test: install
-	.venv/bin/pytest tests/unit
+	.venv/bin/pytest tests/unit -n 2 --dist loadfile
 	.venv/bin/pytest tests/ray
 
 e2e: install

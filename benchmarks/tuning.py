@@ -365,14 +365,18 @@ def summary(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]
     targets(rows, figures, detail)
     samplers = [r for r in rows if r["case"] == "samplers"]
     for table in sorted({r["table"] for r in samplers if "table" in r}):
-        medians = {
-            arm: statistics.median(
-                r["trials_to_target"]
+        found = {
+            arm: {
+                r["seed"]: r["trials_to_target"]
                 for r in samplers
                 if r.get("table") == table and r["sampler"] == arm
-            )
+            }
             for arm in SAMPLERS
         }
+        seeds = set.intersection(*(set(trials) for trials in found.values()))
+        if not seeds:
+            continue
+        medians = {arm: statistics.median(t[s] for s in seeds) for arm, t in found.items()}
         for arm in SAMPLERS[1:]:
             figures[f"trials_to_target_vs_{arm}_{table}"] = round(medians[arm] / medians["tpe"], 2)
         detail[f"trials_to_target_{table}"] = medians

@@ -95,7 +95,9 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     experiment = load(options.file, options.settings)
     from lepton_ray.jobs.session import session_beside
 
-    with session_beside("lepton_ray.pipeline", options.address):
+    searches = experiment.tune is not None and options.command != "train"
+    module = "lepton_ray.pipeline.search" if searches else "lepton_ray.pipeline"
+    with session_beside(module, options.address):
         from lepton_ray.pipeline import Run
 
         result = Run(

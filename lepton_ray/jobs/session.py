@@ -29,21 +29,24 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 PROBE_S = 60  # for a process to start on every node
-# What replicas and trials load, in processes that Ray starts before they are asked for: one for
-# each processor, which on a large machine is more than are used, and a gigabyte for each ten.
+# What replicas and trials load, in the processes that Ray starts before they are asked for: one for
+# each processor, and ten take a gigabyte.
 PRELOAD = {"RAY_preload_python_modules": "torch,ray.train,ray.tune"}
-PRELOAD_UP_TO = 16
+PRELOAD_UP_TO = 16  # processors
 
 _started_here = False  # whether the Ray of this process is the embedded one
 
 
 @contextlib.contextmanager
-def session(address: str | None = None) -> Iterator[None]:
+def session(address: str | None = None, *, trains: bool = False) -> Iterator[None]:
     """Ray for the time of the block.
 
     A Ray that this process has already initialised is used and left alone; ``address`` or
     RAY_ADDRESS is connected to; else a cluster is started here and stopped at the end, also on
     an error or Ctrl-C.
+
+    Args:
+        trains: what is started here prepares processes for replicas and trials.
 
     Raises:
         ClusterError: when the address cannot be reached.
@@ -62,7 +65,7 @@ def session(address: str | None = None) -> Iterator[None]:
         if not address:
             folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="lepton-")))
             options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        _init(address, folder, options)
+        _init(address, folder, PRELOAD if trains else {}, options)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
         _started_here = not address
@@ -75,7 +78,8 @@ def session(address: str | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def session_beside(module: str, address: str | None = None) -> Iterator[None]:
-    """`session`, while a module is imported: starting Ray is waiting, torch takes a processor.
+    """A `session` to train in, while a module is imported: starting Ray is waiting, torch takes a
+    processor.
 
     An error of the import is left to whoever imports it next.
     """
@@ -86,22 +90,25 @@ def session_beside(module: str, address: str | None = None) -> Iterator[None]:
 
     loading = threading.Thread(target=load, name=f"import {module}")
     loading.start()
-    with session(address):
+    with session(address, trains=True):
         loading.join()
         yield
 
 
-def _init(address: str | None, files: Path | None, options: dict[str, Any]) -> None:
+def _init(
+    address: str | None, files: Path | None, preload: Mapping[str, str], options: dict[str, Any]
+) -> None:
     """
     Args:
         files: folder for an embedded cluster's proxy.
+        preload: variables of an embedded cluster on a machine that is not too large for them.
     """
     try:
         if files is None:
             ray.init(address=address, **options)
             return
         processors = os.cpu_count() or 1
-        settings = dict(PRELOAD) if processors <= PRELOAD_UP_TO else {}
+        settings = dict(preload) if processors <= PRELOAD_UP_TO else {}
         if proxy.available():
             ports = proxy.free_ports(proxy.ports_needed())
             settings |= proxy.settings(files, ports, processors)

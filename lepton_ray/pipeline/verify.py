@@ -56,7 +56,7 @@ def verify(
         raise InputError(f"the data of {run} have changed: their digest is {dataset.digest}")
     part = done["epochs"] if epochs is None else min(epochs, done["epochs"])
     terminal.say(f"verify {run}: {part} of {done['epochs']} epochs again on {workers} workers")
-    with session.session(address), tempfile.TemporaryDirectory() as scratch:
+    with session.session(address, trains=True), tempfile.TemporaryDirectory() as scratch:
         session.check_room(experiment.workers, session.resources(), "the cluster")
         again = train(
             experiment,

@@ -77,6 +77,8 @@ class Decisions:
             if journal.starts[number].kind == "search":
                 cost = results.costs(self.tune, [report.value, *self._unknown])[0]
                 self.rule.note(number, report.epoch, cost, bool(report.stop))
+        for record in journal.finished:
+            self._finish(record)
         self._again = sorted(journal.unfinished)
         self.reason = ""
         """Why no more trials start; empty while they do."""
@@ -253,8 +255,15 @@ class Decisions:
         self.journal.finish(record, self.spent)
         if self._searcher is not None and start.kind == "search":
             self._searcher.tell(record)
+        self._finish(record)
         self._look_at_goal()
         return record
+
+    def _finish(self, record: TrialRecord) -> None:
+        """Tell the rule of a trial that others may be held against."""
+        if record.kind == "search" and results.complete([record]):
+            values = results.objectives(self.tune, record)
+            self.rule.finish(record.number, results.costs(self.tune, values)[0])
 
     # --- when it is over -----------------------------------------------------------------------
 

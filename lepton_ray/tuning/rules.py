@@ -13,7 +13,7 @@ from typing import Protocol
 from lepton_ray.config.schema import Tune
 
 ETA = 3  # a rung keeps the best third
-MODELS = 5  # finished trials that show how a good one may begin
+EXAMPLES = 5  # finished trials that show how a good one may begin
 BRACKETS = 3
 ENOUGH = 3  # trials the median is taken of
 
@@ -27,6 +27,9 @@ class Rule(Protocol):
 
     def note(self, number: int, epoch: int, value: float, stopped: bool) -> None:
         """What was reported and decided counts from now on."""
+
+    def finish(self, number: int, value: float) -> None:
+        """A trial finished, within its constraints; the value is that of the weights it gives."""
 
 
 def make_rule(tune: Tune, epochs: int) -> Rule:
@@ -53,15 +56,23 @@ class Everything:
     def note(self, number: int, epoch: int, value: float, stopped: bool) -> None:
         pass
 
+    def finish(self, number: int, value: float) -> None:
+        pass
+
 
 class Successive:
     """Asynchronous successive halving (ASHA, arXiv 1810.05934), without a free pass.
 
     A rung is an epoch (1, 3, 9, ... times ``first``) at which a trial must be among the best third
-    of those that came there. In the usual form whoever comes first to a rung passes it, so that a
-    bad trial that is early goes all the way. Here the first is judged by the rung below, as that
-    stands now. One that is sent away so does not count at the rung it came to: the best of each
-    rung therefore always goes on, and some trial always finishes.
+    of those that came there, or have begun as well as a good one did. In the usual form whoever
+    comes first to a rung passes it, so that a bad trial that is early goes all the way. Here the
+    first is judged by the rung below, as that stands now. One that is sent away so does not count
+    at the rung it came to: the best of each rung therefore always goes on, and some trial always
+    finishes.
+
+    To have begun as well is to be no worse at the rung than one of the five best that finished
+    was. Near the end of a search the trials are alike, and who is first early says little about who
+    is first at the end: a third of them, chosen early, would be mostly luck.
 
     Args:
         first: epoch of the lowest rung; default a ninth. The searcher learns to propose what
@@ -70,8 +81,7 @@ class Successive:
 
     def __init__(self, epochs: int, first: int | None = None) -> None:
         epoch = first or max(1, epochs // ETA**2)
-        self._epochs = epochs
-        self._finished: dict[int, float] = {}
+        self.finished: list[tuple[float, int]] = []
         self.rungs: dict[int, dict[int, float]] = {}
         while 2 * epoch <= epochs:  # later than that, little is saved
             self.rungs[epoch] = {}
@@ -95,18 +105,20 @@ class Successive:
         return ""
 
     def _began_as_well(self, epoch: int) -> float:
-        """The worst value at this epoch of the best that finished; less than any before there are
-        enough of them."""
-        best = heapq.nsmallest(MODELS, self._finished, key=self._finished.__getitem__)
-        began = [self.rungs[epoch][n] for n in best if n in self.rungs[epoch]]
-        return max(began) if len(best) == MODELS and began else -math.inf
+        """The worst value at this rung of the five best that finished; -inf while fewer have."""
+        if len(self.finished) < EXAMPLES:
+            return -math.inf
+        rung = self.rungs[epoch]  # a trial may have finished before it, by `train.early_stop`
+        best = heapq.nsmallest(EXAMPLES, self.finished)
+        return max((rung[n] for _, n in best if n in rung), default=-math.inf)
 
     def note(self, number: int, epoch: int, value: float, stopped: bool) -> None:
         rung = self.rungs.get(epoch)
         if rung is not None and (rung or not stopped):
             rung[number] = value
-        if epoch == self._epochs and not stopped:
-            self._finished[number] = value
+
+    def finish(self, number: int, value: float) -> None:
+        self.finished.append((value, number))
 
 
 class Hyperband:
@@ -136,6 +148,9 @@ class Hyperband:
     def note(self, number: int, epoch: int, value: float, stopped: bool) -> None:
         self._of(number).note(number, epoch, value, stopped)
 
+    def finish(self, number: int, value: float) -> None:
+        self._of(number).finish(number, value)
+
 
 class Median:
     """A trial whose best value so far is worse than the median of the others' means up to the same
@@ -157,3 +172,6 @@ class Median:
 
     def note(self, number: int, epoch: int, value: float, stopped: bool) -> None:
         self._curves.setdefault(number, []).append(value)
+
+    def finish(self, number: int, value: float) -> None:
+        pass

@@ -12,14 +12,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
-from optuna.samplers._tpe.probability_distributions import _MixtureOfProductDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
@@ -28,6 +26,10 @@ from lepton_ray.data.order import key
 from lepton_ray.tuning.journal import Journal, Prior, Report, TrialRecord, TrialStart
 from lepton_ray.tuning.results import excesses, objectives, usable_priors
 from lepton_ray.tuning.space import contains, distribution, in_order, is_active
+
+if TYPE_CHECKING:
+    from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+    from optuna.samplers._tpe.probability_distributions import _MixtureOfProductDistribution
 
 OPTUNA_STATE = {
     "finished": TrialState.COMPLETE,
@@ -61,7 +63,8 @@ class Tpe(MultivariateTpe):
     for each: a third of the time where there are many.
 
     The candidates are those of all settings together; of each setting the best one is taken, as if
-    the others did not exist.
+    the others did not exist. This rests on private names of Optuna 5.0, which is pinned; a test
+    compares with what Optuna itself makes of one setting.
     """
 
     def _compute_acquisition_func(

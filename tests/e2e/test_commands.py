@@ -3,11 +3,13 @@ what is left of them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.e2e.test_demo import COMMAND, DEADLINE_S, DIGITS, Process, run
+from tests.e2e.test_demo import COMMAND, DEADLINE_S, DIGITS, REPO, Process, run
 
 QUICK = ["--set=train.epochs=1", "--set=workers.min=1", "--set=workers.max=1"]
 
@@ -178,48 +180,73 @@ def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
 def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) -> None:
     """Training does not wait for it, and what was to be written is written when it is back."""
     keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "something"}
-    store = ThreadedMotoServer("127.0.0.1", port=0)
-    store.start()
-    host, port = store.get_host_and_port()
-    bucket = pafs.S3FileSystem(
-        *keys.values(), region="us-east-1", scheme="http", endpoint_override=f"{host}:{port}",
-        allow_bucket_creation=True,
-    )  # fmt: skip
-    bucket.create_dir("lepton")
+    with contextlib.ExitStack() as stores:
+        store = ThreadedMotoServer("127.0.0.1", port=0)
+        store.start()
+        stop = stores.enter_context(contextlib.ExitStack())
+        stop.callback(store.stop)
+        host, port = store.get_host_and_port()
+        bucket = pafs.S3FileSystem(
+            *keys.values(), region="us-east-1", scheme="http", endpoint_override=f"{host}:{port}",
+            allow_bucket_creation=True,
+        )  # fmt: skip
+        bucket.create_dir("lepton")
 
-    def saved() -> list[int]:
-        everything = bucket.get_file_info(pafs.FileSelector("lepton", recursive=True))
-        found = [re.search(r"checkpoints/step-(\d+)/manifest", info.path) for info in everything]
-        return sorted(int(match[1]) for match in found if match)
+        def files() -> list[str]:
+            everything = bucket.get_file_info(pafs.FileSelector("lepton", recursive=True))
+            return [info.path for info in everything]
 
-    training = Process(
-        tmp_path, "train", DIGITS, "--set=storage=s3://lepton/results", "--set=workers.min=1",
-        "--set=workers.max=1", "--set=train.epochs=300", "--set=train.checkpoint.every_s=1",
-        AWS_ENDPOINT_URL=f"http://{host}:{port}", AWS_REGION="us-east-1", **keys,
-    )  # fmt: skip
+        def saved() -> list[int]:
+            found = [re.search(r"checkpoints/step-(\d+)/manifest", path) for path in files()]
+            return sorted(int(match[1]) for match in found if match)
 
-    def step() -> int:
-        return max((int(n) for n in re.findall(r"step (\d+)/", training.text())), default=0)
+        over = tmp_path / "over"
+        training = Process(
+            tmp_path, "train", DIGITS, "--set=storage=s3://lepton/results", "--set=workers.min=1",
+            "--set=workers.max=1", "--set=train.epochs=60", "--set=train.checkpoint.every_s=1",
+            "--set=model.name=tests.nets:sleepy", "--set=model.inner=cnn",
+            "--set=model.pause_s=0.02", f"--set=model.until={over}", PYTHONPATH=str(REPO),
+            AWS_ENDPOINT_URL=f"http://{host}:{port}", AWS_REGION="us-east-1", **keys,
+        )  # fmt: skip
 
-    training.wait_for(lambda: saved() and step())
-    store.stop()
-    began, before = time.monotonic(), step()
-    try:
-        training.wait_for(lambda: step() > before and time.monotonic() - began > 60)
-    finally:
+        def step() -> int:
+            return max((int(n) for n in re.findall(r"step (\d+)/", training.text())), default=0)
+
+        def away(seconds: float) -> bool:
+            return time.monotonic() - began > seconds
+
+        training.wait_for(lambda: saved() and step())
+        stop.close()
+        began = time.monotonic()
+        training.wait_for(lambda: away(20))
+        before = step()
+        training.wait_for(lambda: away(60) and step() > before)
         again = ThreadedMotoServer(host, port=port)  # moto keeps what it holds in this process
         again.start()
-    try:
+        stores.callback(again.stop)
+        over.touch()  # no more pauses
         code, text = training.end()
         assert code == 0, text
-        assert "weights" in text
         total = int(re.findall(r"step \d+/(\d+)", text)[-1])
         assert saved()[-1] == total, "the last checkpoint"
-        (state,) = [
-            info.path
-            for info in bucket.get_file_info(pafs.FileSelector("lepton", recursive=True))
-            if info.path.endswith("/run.json")
-        ]
+        (state,) = [path for path in files() if path.endswith("/run.json")]
         assert json.loads(bucket.open_input_stream(state).read())["status"] == "finished"
-    finally:
-        again.stop()
+
+
+def test_processes_of_a_training_have_loaded_torch_before_they_are_asked_for() -> None:
+    code = """
+import sys
+import ray
+from lepton_ray.jobs.session import session, session_beside
+
+def loaded():
+    return "torch" in sys.modules
+
+for opened in (session_beside("json"), session()):
+    with opened:
+        print(ray.get(ray.remote(loaded).remote()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.stdout.split() == ["True", "False"], done.stderr

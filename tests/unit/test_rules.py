@@ -56,14 +56,25 @@ def test_who_begins_as_one_of_the_five_best_that_finished_goes_on() -> None:
     for number, (early, end) in enumerate(
         [(0.5, 0.30), (0.45, 0.21), (0.4, 0.25), (0.35, 0.24), (0.3, 0.23), (0.25, 0.22)]
     ):
-        for epoch, value in ((1, early), (3, early), (9, end)):
-            if number < 5 or epoch < 9:
-                assert tell(rule, number, epoch, value) == ""
+        assert tell(rule, number, 1, early) == tell(rule, number, 3, early) == ""
+        if number < 5:
+            rule.finish(number, end)
     assert tell(rule, 6, 1, 0.5) == "", "as trial 0, one of the five"
     assert tell(rule, 7, 1, 0.51) == "8 of 8 at epoch 1"
-    tell(rule, 5, 9, 0.22)  # and trial 0 is none of the five any more
+    rule.finish(5, 0.22)  # and trial 0 is none of the five any more
     assert tell(rule, 8, 1, 0.5) == "6 of 9 at epoch 1"
     assert tell(rule, 9, 1, 0.45) == ""
+
+
+def test_fewer_than_five_finished_trials_are_no_example() -> None:
+    rule = Successive(9)
+    for number in range(4):
+        tell(rule, number, 1, 0.5 - number / 10)
+        rule.finish(number, 0.1)
+    assert tell(rule, 4, 1, 0.45) == "4 of 5 at epoch 1"
+    rule.finish(9, 0.05)  # before the first rung, by patience: nothing to hold others against
+    assert tell(rule, 5, 1, 0.45) == "", "as trial 0"
+    assert tell(rule, 6, 1, 0.55) == "7 of 7 at epoch 1"
 
 
 def test_nothing_is_decided_between_rungs() -> None:

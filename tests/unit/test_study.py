@@ -16,6 +16,7 @@ from lepton_ray.jobs import prices
 from lepton_ray.tuning import results, searcher
 from lepton_ray.tuning.journal import Journal, Prior
 from lepton_ray.tuning.population import Member, next_generation
+from lepton_ray.tuning.rules import Successive
 from tests.studies import LR, OWN, SPACE, KilledError, Player, decided, experiment, loss
 
 CONDITIONAL = {
@@ -306,6 +307,28 @@ def test_a_trial_beyond_a_constraint_is_never_the_best_and_the_searcher_learns_i
     assert best.params["model.width"] == 16
     late = [r.params["model.width"] for r in records[25:]]
     assert late.count(32) < len(late) / 3, "chance would be a third, and the loss prefers 32"
+
+
+def test_only_whole_trials_within_the_constraints_are_examples_after_a_restart_too(
+    tmp_path: Path,
+) -> None:
+    asked = experiment(searcher="tpe", trials=30, constraints={"parameters": {"at_most": 20}})
+
+    def play(folder: Path) -> Player:
+        return Player(
+            asked, folder, extras=lambda s: {"parameters": float(s.params["model.width"])}
+        )
+
+    played = play(tmp_path).go()
+    records = played.journal.finished
+    assert {(r.state, r.feasible) for r in records} >= {("finished", False), ("pruned", True)}
+    whole = sorted((r.values[-1], r.number) for r in results.complete(records))
+    assert len(whole) >= 5
+    assert isinstance(played.decisions.rule, Successive)
+    assert sorted(played.decisions.rule.finished) == whole
+    again = play(tmp_path).decisions.rule
+    assert isinstance(again, Successive)
+    assert sorted(again.finished) == whole
 
 
 # --- when it ends --------------------------------------------------------------------------------
