@@ -179,7 +179,6 @@ def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) -> None:
     """Training does not wait for it, and what was to be written is written when it is back."""
-    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "something"}
     with contextlib.ExitStack() as stores:
         store = ThreadedMotoServer("127.0.0.1", port=0)
         store.start()
@@ -187,8 +186,8 @@ def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) ->
         stop.callback(store.stop)
         host, port = store.get_host_and_port()
         bucket = pafs.S3FileSystem(
-            *keys.values(), region="us-east-1", scheme="http", endpoint_override=f"{host}:{port}",
-            allow_bucket_creation=True,
+            access_key="someone", secret_key="something", region="us-east-1", scheme="http",
+            endpoint_override=f"{host}:{port}", allow_bucket_creation=True,
         )  # fmt: skip
         bucket.create_dir("lepton")
 
@@ -206,7 +205,8 @@ def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) ->
             "--set=workers.max=1", "--set=train.epochs=60", "--set=train.checkpoint.every_s=1",
             "--set=model.name=tests.nets:sleepy", "--set=model.inner=cnn",
             "--set=model.pause_s=0.02", f"--set=model.until={over}", PYTHONPATH=str(REPO),
-            AWS_ENDPOINT_URL=f"http://{host}:{port}", AWS_REGION="us-east-1", **keys,
+            AWS_ENDPOINT_URL=f"http://{host}:{port}", AWS_REGION="us-east-1",
+            AWS_ACCESS_KEY_ID="someone", AWS_SECRET_ACCESS_KEY="something",
         )  # fmt: skip
 
         def step() -> int:
