@@ -1,5 +1,5 @@
 """The command line: parse, call, print. Exit codes: 0 done, 1 the run failed, 2 wrong input,
-70 a bug.
+70 a bug, 130 Ctrl-C, 141 nobody reads on.
 
 Nothing heavy is imported before a command is known, so that ``--help`` is instant.
 """
@@ -25,6 +25,7 @@ from lepton_ray.cli.terminal import Terminal
 from lepton_ray.errors import InputError, LeptonRayError
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
+UNREAD = 141  # what a shell expects of a command whose reader went, as `head` does
 UNEXPECTED = 70  # a bug, or a machine that fails: unlike 1, another try may do
 
 
@@ -42,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         terminal.error(_interrupted(options))
         return INTERRUPTED
+    except BrokenPipeError:
+        logging.getLogger(__name__).info("nobody reads on", exc_info=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end complains too
+        return UNREAD
     except LeptonRayError as error:
         logging.getLogger(__name__).info("failed", exc_info=True)
         terminal.error(f"error: {error}")

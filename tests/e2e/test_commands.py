@@ -140,6 +140,12 @@ def test_serve_answers_until_it_is_stopped(home: Path, port: str, stop: signal.S
     assert served.left() == []
 
 
+def test_a_reader_that_goes_ends_a_command_quietly() -> None:
+    line = f"{COMMAND} schema | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
     """SIGTERM, as a scheduler or `kill` sends it, in the middle of trials."""
     settings = ["--set=tune.trials=8", "--set=tune.scheduler=none", "--set=train.epochs=12"]

@@ -32,7 +32,13 @@ FAKE = {
 }  # fmt: skip
 EXPERIMENT = "experiments/fashion_mnist.yaml"
 ASK_S = 2.0  # a question is a process, and the machines share their processors
-MODEL = ["train.epochs=4", "model.width=16"]
+MODEL = [
+    "train.epochs=4",
+    "train.batch=256",
+    "train.augment=null",
+    "model.width=16",
+    "model.blocks=2",
+]
 SETTINGS = [
     *MODEL, "tune=null", "gate.at_least=0.85", "train.checkpoint.every_s=2",
     "workers.min=1", "workers.max=3", "workers.cpus=2", "workers.spot=true",
