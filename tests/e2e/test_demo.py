@@ -101,8 +101,9 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> MlflowClient:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # set_tracking_uri would leave it set
     mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
 
