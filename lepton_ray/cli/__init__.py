@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -21,7 +20,7 @@ from pathlib import Path
 from lepton_ray import __version__
 from lepton_ray.cli import cluster, endpoints, experiments, models, status
 from lepton_ray.cli.commands import Commands
-from lepton_ray.cli.terminal import Terminal
+from lepton_ray.cli.terminal import Terminal, UnreadError
 from lepton_ray.errors import InputError, LeptonRayError
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
@@ -33,6 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
     terminal = Terminal(quiet=options.json)
+    try:
+        return _run(options, terminal)
+    except UnreadError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end complains too
+        return UNREAD
+
+
+def _run(options: argparse.Namespace, terminal: Terminal) -> int:
     log_file = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as tidily as Ctrl-C
     try:
@@ -43,16 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         terminal.error(_interrupted(options))
         return INTERRUPTED
-    except BrokenPipeError:
-        logging.getLogger(__name__).info("nobody reads on", exc_info=True)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end complains too
-        return UNREAD
     except LeptonRayError as error:
         logging.getLogger(__name__).info("failed", exc_info=True)
         terminal.error(f"error: {error}")
-        if options.json:
-            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        terminal.result({"error": str(error), "kind": type(error).__name__})
         return error.exit_code
+    except UnreadError:
+        raise
     except Exception:
         logging.getLogger(__name__).exception("unexpected error")
         if log_file is None:
@@ -60,8 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         terminal.error(f"error: unexpected, this is a bug; the log is {log_file}")
         traceback.print_exc()
         return UNEXPECTED
-    if options.json:
-        print(json.dumps(result))
+    terminal.result(result)
     return 0
 
 

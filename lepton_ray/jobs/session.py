@@ -65,7 +65,7 @@ def session(address: str | None = None, *, trains: bool = False) -> Iterator[Non
         if not address:
             folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="lepton-")))
             options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        _init(address, folder, PRELOAD if trains else {}, options)
+        _init(address, folder, options, trains=trains)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
         _started_here = not address
@@ -96,19 +96,18 @@ def session_beside(module: str, address: str | None = None) -> Iterator[None]:
 
 
 def _init(
-    address: str | None, files: Path | None, preload: Mapping[str, str], options: dict[str, Any]
+    address: str | None, files: Path | None, options: dict[str, Any], *, trains: bool
 ) -> None:
     """
     Args:
         files: folder for an embedded cluster's proxy.
-        preload: variables of an embedded cluster on a machine that is not too large for them.
     """
     try:
         if files is None:
             ray.init(address=address, **options)
             return
         processors = os.cpu_count() or 1
-        settings = dict(preload) if processors <= PRELOAD_UP_TO else {}
+        settings = dict(PRELOAD) if trains and processors <= PRELOAD_UP_TO else {}
         if proxy.available():
             ports = proxy.free_ports(proxy.ports_needed())
             settings |= proxy.settings(files, ports, processors)

@@ -60,7 +60,7 @@ class MultivariateTpe(optuna.samplers.TPESampler):
 
 class Tpe(MultivariateTpe):
     """Optuna's TPE of one setting at a time, which sorts the trials once for all settings and not
-    for each: a third of the time where there are many.
+    for each: half the time where there are a thousand.
 
     The candidates are those of all settings together; of each setting the best one is taken, as if
     the others did not exist. This rests on private names of Optuna 5.0, which is pinned; a test

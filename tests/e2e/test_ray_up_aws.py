@@ -33,12 +33,9 @@ FAKE = {
 EXPERIMENT = "experiments/fashion_mnist.yaml"
 ASK_S = 2.0  # a question is a process, and the machines share their processors
 MODEL = [
-    "train.epochs=4",
-    "train.batch=256",
-    "train.augment=null",
-    "model.width=16",
-    "model.blocks=2",
-]
+    "train.epochs=4", "train.batch=256", "train.augment=null", "train.ema=null", "model.width=16",
+    "model.blocks=2", "model.dropout=0.2",
+]  # fmt: skip
 SETTINGS = [
     *MODEL, "tune=null", "gate.at_least=0.85", "train.checkpoint.every_s=2",
     "workers.min=1", "workers.max=3", "workers.cpus=2", "workers.spot=true",

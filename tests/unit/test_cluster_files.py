@@ -6,6 +6,7 @@ import copy
 import gzip
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from moto import mock_aws
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from lepton_ray.errors import ClusterError
-from lepton_ray.jobs import cluster_file, cluster_rules
+from lepton_ray.jobs import cluster_file, cluster_rules, session
 from lepton_ray.jobs.prices import family
 
 REPO = Path(__file__).parents[2]
@@ -51,6 +52,12 @@ def test_ray_itself_takes_them(name: str) -> None:
         given = raw(name)
         for key in ("setup_commands", "head_setup_commands", "head_start_ray_commands"):
             assert filled[key] == given[key], "Ray's defaults install versions of their own"
+
+
+def test_all_clusters_have_their_processes_load_the_same() -> None:
+    for file in (CLUSTER / "node.sh", CLUSTER / "kuberay.yaml"):
+        found = re.findall(r'RAY_preload_python_modules(?:=|, value: ")([\w.,]+)', file.read_text())
+        assert found == list(session.PRELOAD.values()), file
 
 
 @pytest.mark.parametrize("name", [*RAY_UP, "kuberay"])
