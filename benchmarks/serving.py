@@ -7,7 +7,8 @@ with the label and ten probabilities, has one replica or worker and one thread o
 Runtime, and runs on all cores but the last; the load comes from the last. Ours is what `lepton-ray
 serve` starts: a key is checked, rows are validated, each request is logged, and a canary would be
 routed. Peers are set up as their documentation says, access logs off; their answers are compared
-with ours before they are timed.
+with ours before they are timed. All are up at a time, and while one is timed the others' processes
+are stopped (SIGSTOP): even idle, two clusters of Ray take a third of a core.
 
 Cases: ``peak`` (wrk, 64 connections), ``tail`` (at 60 % of the weakest peer's peak, each request
 timed from when it was to be sent), ``promotions`` (10 under load), ``overload`` (twice the peak).
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import _load
 import _report
+import psutil
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -224,12 +226,35 @@ class Server:
         return str(found["label"])
 
     def peak(self, seconds: float) -> dict[str, float]:
-        return _load.peak(self.url, self.headers, self.body, seconds)
+        with self.awake():
+            return _load.peak(self.url, self.headers, self.body, seconds)
 
     def fixed(self, rate: float, seconds: float) -> dict[str, Any]:
-        return _load.fixed(self.url, self.headers, self.body, rate, seconds)
+        with self.awake():
+            return _load.fixed(self.url, self.headers, self.body, rate, seconds)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """For the time of the block, a server that was stopped goes on; it is warm by then."""
+        self.signal(signal.SIGCONT)
+        try:
+            self.wait()
+            time.sleep(2.0)
+            _load.peak(self.url, self.headers, self.body, 2.0)
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
+    def signal(self, number: int) -> None:
+        """To all of its processes, wherever they are: each is stopped before its children."""
+        processes = [psutil.Process(self._process.pid)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+                processes += process.children()
 
     def end(self) -> None:
+        self.signal(signal.SIGCONT)
         self._process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(30)
@@ -256,6 +281,7 @@ def servers(bench: Bench, arms: list[str], name: str) -> Iterator[dict[str, Serv
                 print(f"left out: {error}", file=sys.stderr, flush=True)
                 continue
             made[arm] = server
+            server.signal(signal.SIGSTOP)
         labels = {arm: server.label() for arm, server in made.items()}
         if len(set(labels.values())) != 1:
             raise RuntimeError(f"servers answer differently to the same row: {labels}")
@@ -301,8 +327,6 @@ def side_by_side(
         if not todo:
             continue
         with servers(bench, arms, name) as up:
-            for server in up.values():
-                server.peak(1.0 if quick else 5.0)  # warm
             for repeat in range(repeats if "peak" in cases else 0):
                 for arm, server in up.items():
                     if len(results.find("peak", name, arm)) <= repeat:
@@ -351,7 +375,7 @@ def promotions(bench: Bench, results: Results, *, quick: bool) -> None:
                 counts["failed"] += failed
                 counts["wrong"] += wrong
 
-    with servers(bench, ["ours"], "cnn") as up:
+    with servers(bench, ["ours"], "cnn") as up, up["ours"].awake():
         callers = [threading.Thread(target=call, args=(up["ours"],)) for _ in range(4)]
         for caller in callers:
             caller.start()

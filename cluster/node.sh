@@ -11,6 +11,8 @@
 #   LEPTON_STORAGE          folder or URI that all machines reach: results, checkpoints, models
 #   LEPTON_MLFLOW_DB        postgresql://... instead of SQLite on the head's disk
 #   LEPTON_ARTIFACTS        where MLflow keeps models, if not under LEPTON_STORAGE
+#   LEPTON_GCS              where Ray's own state outlives a head that starts again: `disk`, in ~/.lepton_ray/gcs of
+#                           the head, or HOST:PORT of a Redis
 #   LEPTON_MARKET           aws, gcp or azure: whose interruption notices to listen to on spot machines
 #   LEPTON_NODE_IP          this machine's address, where Ray would guess a wrong one
 #   LEPTON_VENV             an environment that has everything already (an image): nothing is installed
@@ -105,7 +107,27 @@ export RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=5000 RAY_heal
 # Workers import these before work comes: a replica starts seconds sooner.
 export RAY_preload_python_modules=torch,ray.train,ray.tune
 
+# Endpoints are what they are on a laptop: `lepton_ray.jobs.proxy.EVERYWHERE`, which a test compares.
+export RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60
+export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 RAY_SERVE_HAPROXY_METRICS_ENABLED=0
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=lepton_ray.serving.short:middleware
+export RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" RAY_SERVE_HAPROXY_TUNE_BUFSIZE=65536
+
+keep_state() {
+    case ${LEPTON_GCS:-} in
+        '') return ;;
+        disk) export RAY_gcs_storage=rocksdb RAY_gcs_storage_path=$STATE/gcs ;;
+        # A password would be on the command line of Ray's GCS: the network must keep others away.
+        *@*) fail "LEPTON_GCS is HOST:PORT without a password, which Ray would show: $LEPTON_GCS" ;;
+        *:*) export RAY_REDIS_ADDRESS=$LEPTON_GCS RAY_external_storage_namespace=lepton_ray ;;
+        *) fail "LEPTON_GCS must be disk or HOST:PORT of a Redis: $LEPTON_GCS" ;;
+    esac
+    # How long the other machines wait for their head (Ray: 60 s).
+    export RAY_gcs_rpc_server_reconnect_timeout_s=600
+}
+
 start_ray() {
+    keep_state
     ulimit -n 65536 2>/dev/null || true
     ray start "$@" ${LEPTON_NODE_IP:+--node-ip-address="$LEPTON_NODE_IP"} \
         --metrics-export-port="$METRICS_PORT" --disable-usage-stats

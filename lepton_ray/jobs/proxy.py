@@ -1,8 +1,8 @@
-"""The HAProxy in front of an embedded cluster's endpoint: what Ray Serve must be told of it.
+"""The HAProxy in front of an endpoint: what Ray Serve must be told of it.
 
-Serve reads this from the environment of its processes, so that it must be set before Ray starts; on
-a cluster of somebody else's, whoever starts that decides (docs/endpoint.md). Ports and files are of
-this cluster alone: by default two on one machine would meet at the same ones.
+Serve reads this from the environment of its processes, so that it must be set before Ray starts:
+here for an embedded cluster, by `cluster/node.sh` for ours; on one of somebody else's, whoever
+starts that decides (docs/endpoint.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,20 @@ from pathlib import Path
 MOST_REPLICAS = 48  # of one node: each listens at a port of its own
 # Below those that systems give out by themselves, and above those of well-known servers.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
-DRAIN_S = 1.0  # the proxy hears at once of a replica that leaves; there is no other in front of it
+EVERYWHERE = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes more than the usual 5
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "lepton_ray.serving.short:middleware",
+    # The proxy hears at once of a replica that leaves; there is no other in front of it.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # A line through Python for each request; an endpoint counts itself.
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # A replica that dies before it answers: predictions may be asked for again.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",  # what is asked again must fit
+}
+"""The same on a cluster (`cluster/node.sh`) and on a laptop."""
 
 
 def available() -> bool:
@@ -36,7 +49,10 @@ def available() -> bool:
 
 
 def settings(folder: Path, first_port: int, cpus: int) -> dict[str, str]:
-    """The environment of a cluster whose Serve has HAProxy in front.
+    """The environment of an embedded cluster whose Serve has HAProxy in front.
+
+    Ports and files are of this cluster alone: by default two on one machine would meet at the same
+    ones.
 
     Args:
         folder: of its files, with a short name: one is a socket.
@@ -44,7 +60,6 @@ def settings(folder: Path, first_port: int, cpus: int) -> dict[str, str]:
     """
     haproxy = {
         "NBTHREAD": max(1, min(4, cpus // 2)),
-        "METRICS_ENABLED": 0,  # a line through Python for each request; an endpoint counts itself
         "STATS_PORT": first_port,
         "METRICS_PORT": first_port + 1,
         "CONFIG_FILE_LOC": folder / "haproxy.cfg",
@@ -52,19 +67,13 @@ def settings(folder: Path, first_port: int, cpus: int) -> dict[str, str]:
         "METRICS_SOCKET_PATH": folder / "metrics.sock",
         "SERVER_STATE_BASE": folder,
         "SERVER_STATE_FILE": folder / "server-state",
-        # A replica that dies before it answers: predictions may be asked for again.
-        "RETRY_ON": "conn-failure empty-response",
-        "TUNE_BUFSIZE": 65_536,  # what is asked again must fit
     }
     return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes more than the usual 5
+        **EVERYWHERE,
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(first_port + 2),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(first_port + 3),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_port + 4),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first_port + 4 + MOST_REPLICAS),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
         **{f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in haproxy.items()},
     }
 

@@ -24,7 +24,11 @@ PAUSE_S = 2.0
 FORWARD = "`ray dashboard cluster/aws.yaml` forwards it to http://127.0.0.1:8265"
 
 
-class LostJobError(Exception):
+# Ray's own process beside a driver died, as with the head of a cluster that keeps its state.
+LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_FAILURE")
+
+
+class LostJobError(ClusterError):
     """The cluster does not know the job any more: its head was started anew."""
 
 
@@ -42,6 +46,8 @@ class Job:
     started: float | None
     ended: float | None
     """Seconds since 1970."""
+    lost: bool
+    """It failed through no fault of its driver, see `LOST`."""
 
     @property
     def is_over(self) -> bool:
@@ -161,7 +167,10 @@ class Server:
                 job = self.find(name)
                 lost_since = None
                 if job is None:
-                    raise LostJobError(name)
+                    raise LostJobError(
+                        f"{self.url} does not know job {name} any more: its head was started anew; "
+                        "submit it again, and it goes on"
+                    )
                 if job.is_over:
                     rest = str(self._client.get_job_logs(name))
                     if len(rest) > shown:
@@ -233,4 +242,5 @@ def _job(details: JobDetails) -> Job:
         message=details.message or "",
         started=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
+        lost=details.status is JobStatus.FAILED and details.error_type in LOST,
     )

@@ -120,17 +120,24 @@ def _start(
 
 
 def _see_through(server: Server, name: str, send: Any, retries: int, terminal: Terminal) -> Job:
-    """Until the job is over; sent again when the head lost it."""
+    """Until the job is over; sent again when it was lost with its head.
+
+    Raises:
+        LostJobError: when that happened too often.
+    """
     terminal.say(f"       Ctrl-C leaves it running; stop it with: lepton-ray jobs stop {name}")
     while True:
         try:
-            return server.follow(name, lambda text: terminal.say(text.rstrip("\n")))
+            job = server.follow(name, lambda text: terminal.say(text.rstrip("\n")))
+            if not job.lost or retries <= 0:
+                return job
+            server.delete(name)
         except LostJobError:
             if retries <= 0:
-                raise RunError(f"{server.url} does not know job {name} any more") from None
-            retries -= 1
-            terminal.say(f"job    {name}: the head was started anew, the job is sent again")
-            send(True)
+                raise
+        retries -= 1
+        terminal.say(f"job    {name} was lost with the head it ran on, and is sent again")
+        send(True)
 
 
 def resolve(address: str | None) -> str:

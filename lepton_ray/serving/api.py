@@ -15,7 +15,6 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
@@ -96,7 +95,7 @@ def build(
     log: Callable[[dict[str, Any]], None],
     echo: bool,
     explain: bool,
-) -> ASGIApp:
+) -> Guard:
     """The application: the guard, then the short way to ``/predict``, then all routes.
 
     Args:
@@ -185,7 +184,7 @@ class _Routes:
         async with self.bodies.read(request) as body:
             rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
             runtime, _, given = await self._infer(request, rows, top_k=top_k)
-        # As bytes: FastAPI would check and copy what is known to be right.
+        # Not as an object: FastAPI would check and copy what is known to be right.
         said = self._form.response.model_construct(
             model=runtime.name, version=runtime.version, predictions=given
         )

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
 from lepton_ray.errors import InputError, LeptonRayError
-from lepton_ray.serving import access, api, drift, sweep
+from lepton_ray.serving import access, api, drift, short, sweep
 from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.explain import deployment as explaining
 from lepton_ray.serving.explain.answers import Explanation
@@ -108,7 +108,7 @@ class Endpoint:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve asks for it here, in the replica, when ``__init__`` is done."""
-        return api.build(
+        app = api.build(
             self,
             limits=self._config.limits,
             keyring=self._keyring,
@@ -117,6 +117,9 @@ class Endpoint:
             echo=False,
             explain=self._config.explain,
         )
+        if self._config.replicas.min == self._config.replicas.max:
+            short.offer(app)
+        return app
 
     def __del__(self) -> None:
         self._log.flush()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from lepton_ray.config.schema import Limits
 from lepton_ray.data.images import ImageError
@@ -50,48 +49,54 @@ class Bodies:
         self._limits = limits
         self._most = int(limits.body_mb * MIB)
         self._unpacked = int(limits.decoded_mb * MIB)
-        self._held = 0
+        self.held = 0  # bytes, of all bodies
         # Of any size: each may take 256 MiB until it is scaled, so they go one after the other.
         self._any_size = any(c.resized for c in schema.columns)
         self._one = asyncio.Lock()
         # Python's objects take several times what they are made of.
         self._sandbox = Sandbox(4 * self._unpacked + 256 * MIB)
 
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, for the time of the block.
+    def read(self, request: Request) -> Reading:
+        """Its body, for the time of an ``async with`` block.
 
         Raises:
             RefusedError: 413 for too large a body, 415 for a compressed one, 429 where there is no
                 room for it among the others.
+            ClientDisconnect: when the client goes meanwhile.
         """
+        return Reading(self, request)
+
+    async def take(self, request: Request, reading: Reading) -> bytes:
+        """See `read`; what is held of it stands in ``reading`` at all times."""
         limit = f"a body has at most {self._most} bytes"
-        coding = request.headers.get("content-encoding", "identity")
+        headers = request.headers
+        coding = headers.get("content-encoding", "identity")
         if coding.lower() != "identity":
             text = f"a body must come uncompressed, but got Content-Encoding {coding[:80]!r}"
             raise RefusedError(415, text)
-        declared = request.headers.get("content-length", "0")
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and (len(declared) > 18 or int(declared) > self._most):
             raise RefusedError(413, f"{limit}, but this has {declared[:20]}: send fewer rows")
         exchange = exchange_of(request.scope)
         exchange.reading = True
         parts: list[bytes] = []
-        size = 0
-        try:
-            async for chunk in request.stream():
-                size += len(chunk)
-                self._held += len(chunk)
-                if size > self._most:
-                    raise RefusedError(413, f"{limit}: send fewer rows")
-                if self._held > WAITING_BODIES * self._most:
-                    raise RefusedError(
-                        429, "too many bodies at a time: come later", retry_after_s=OVERLOADED_S
-                    )
-                parts.append(chunk)
-            exchange.reading = False
-            yield b"".join(parts)
-        finally:
-            self._held -= size
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            reading.held += len(chunk)
+            self.held += len(chunk)
+            if reading.held > self._most:
+                raise RefusedError(413, f"{limit}: send fewer rows")
+            if self.held > WAITING_BODIES * self._most:
+                raise RefusedError(
+                    429, "too many bodies at a time: come later", retry_after_s=OVERLOADED_S
+                )
+            parts.append(chunk)
+        exchange.reading = False
+        return b"".join(parts)
 
     async def rows(self, content_type: str, body: bytes) -> list[Any]:
         """The rows of a body, not yet checked against the schema's types.
@@ -132,6 +137,29 @@ class Bodies:
     def close(self) -> None:
         """End what was started for bodies."""
         self._sandbox.close()
+
+
+class Reading:
+    """Of one body, which counts as held until the block is left."""
+
+    def __init__(self, bodies: Bodies, request: Request) -> None:
+        self._bodies = bodies
+        self._request = request
+        self.held = 0  # bytes
+
+    async def __aenter__(self) -> bytes:
+        try:
+            return await self._bodies.take(self._request, self)
+        except BaseException:
+            self._release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._bodies.held -= self.held
+        self.held = 0
 
 
 async def aside(size: int, function: Callable[..., T], *args: Any) -> T:

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from mlflow.exceptions import MlflowException
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -41,6 +42,8 @@ LOOK_S = 2.0  # between two looks at the registry
 REPORT_S = 4.0  # between two reports into it; a crash loses what was counted since the last
 PORTS_S = 30.0  # between two looks at those that are open
 STOP_S = 10.0
+HEAD = HEAD_NODE_RESOURCE_NAME  # of which the head has 1
+HEAD_SHARE = 0.001
 
 DRIFTS = 8  # columns of a version that are reported, the furthest
 
@@ -336,7 +339,6 @@ def start(reference: str, name: str, url: str, key_source: KeySource | None) -> 
     Raises:
         ServingError: when another is started at the same moment.
     """
-    here = ray.get_runtime_context().get_node_id()
     endpoint = uuid.uuid4().hex[:12]
     stop(name)  # one whose command was killed
     remote = ray.remote(Follower).options(
@@ -345,13 +347,22 @@ def start(reference: str, name: str, url: str, key_source: KeySource | None) -> 
         lifetime="detached",
         num_cpus=0,
         max_restarts=-1,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        **_here(),
         runtime_env={"env_vars": {"MLFLOW_TRACKING_URI": store.absolute_uri()}},
     )
     try:
         return remote.remote(reference, endpoint, url, key_source), endpoint
     except ValueError as error:
         raise ServingError(f"another command has just begun to serve {name} here") from error
+
+
+def _here() -> dict[str, Any]:
+    """Options of an actor on this node; on the head, of one on whichever is the head, as it is
+    another node when it starts again."""
+    here = ray.get_runtime_context().get_node_id()
+    if any(n["NodeID"] == here and HEAD in n["Resources"] for n in ray.nodes()):
+        return {"resources": {HEAD: HEAD_SHARE}}
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
 def find(name: str) -> tuple[Any, About] | None:

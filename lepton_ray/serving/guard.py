@@ -33,6 +33,7 @@ OVERLOADED_S = 1.0  # after which a client that was sent away may come again
 GONE = 499  # the client went before its answer; seen in the log only
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "lepton_ray.exchange"
+SHORT = "lepton_ray.short"  # in the scope of a request that came past Serve, see `short`
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Guard:
     Args:
         keyring: the keys that are accepted; None where none are needed.
         log: takes one line of the access log: a flat mapping, without anything of a body.
-        echo: answer with ``X-Request-ID``; not where Serve's proxy already does.
+        echo: answer with ``X-Request-ID``; not where Serve already does.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Guard:
         self._metrics = metrics
         self._log = log
         self._echo = echo
-        self._inside = 0
+        self.inside = 0  # requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -122,12 +123,12 @@ class Guard:
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                if self._echo:
+                if self._echo or scope.get(SHORT):
                     MutableHeaders(scope=message)["x-request-id"] = exchange.id
             exchange.bytes_out += len(message.get("body", b""))
             await send(message)
 
-        self._inside += 1
+        self.inside += 1
         self._metrics.in_flight.inc()
         try:
             await self._answer(scope, headers, receive_counted, send_noted)
@@ -135,7 +136,7 @@ class Guard:
             exchange.status = exchange.status or GONE
             raise
         finally:
-            self._inside -= 1
+            self.inside -= 1
             self._metrics.in_flight.dec()
             self._note(scope, exchange, time.perf_counter() - start)
 
@@ -178,7 +179,7 @@ class Guard:
         if self._keyring is not None:
             given = headers.get("authorization", "")
             exchange.key = self._keyring.admit(given, needed, time.monotonic()).id
-        if self._inside > self._limits.queue:
+        if self.inside > self._limits.queue:
             raise RefusedError(
                 429,
                 f"a replica takes {self._limits.queue} requests at a time: come again later",

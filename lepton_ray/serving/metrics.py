@@ -40,7 +40,7 @@ Snapshot = dict[str, Family]
 
 
 class Metrics:
-    """Of one replica, in a registry of its own. To count one request takes about 5 us."""
+    """Of one replica, in a registry of its own."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -70,6 +70,8 @@ class Metrics:
             registry=at,
         )
 
+        self._counters: dict[tuple[str, int, int], tuple[Counter, Histogram, Counter | None]] = {}
+
     def serves(self, model: str, version: int) -> None:
         """From now on this replica answers with this version."""
         self._info.clear()
@@ -77,11 +79,19 @@ class Metrics:
 
     def answered(self, *, route: str, status: int, seconds: float, rows: int, version: int) -> None:
         """Count one request; version 0 where no model answered."""
-        of = str(version) if version else ""
-        self._requests.labels(route, str(status), of).inc()
-        self._seconds.labels(route).observe(seconds)
-        if rows and version:
-            self._rows.labels(of).inc(rows)
+        key = (route, status, version)
+        if (counters := self._counters.get(key)) is None:  # which look their labels up for long
+            of = str(version) if version else ""
+            counters = self._counters[key] = (
+                self._requests.labels(route, str(status), of),
+                self._seconds.labels(route),
+                self._rows.labels(of) if version else None,
+            )
+        requests, durations, counted = counters
+        requests.inc()
+        durations.observe(seconds)
+        if counted and rows:
+            counted.inc(rows)
         if status == 500:
             self._failures.inc()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from lepton_ray.errors import InputError
 Columns = dict[str, npt.NDArray[np.generic]]
 SHOWN = 80  # characters of a wrong value that an error repeats
 MAX_PROBLEMS = 100  # told at once; a body of millions must not make as many
+FINITE = "the numbers of an image must be finite"
+_LISTS: frozenset[type] = frozenset({list})
+_NUMBERS: frozenset[type] = frozenset({int, float, bool})
 MAX_CATEGORY = 1000  # characters of a category never seen: NumPy gives every row the longest's room
 
 
@@ -121,18 +125,40 @@ def _image(column: Column, value: Any) -> npt.NDArray[np.float32] | str:
         return rule
     if array.shape != column.shape or array.dtype.kind not in "biuf":
         return rule
-    if not np.isfinite(array).all():
-        return "the numbers of an image must be finite"
     low, high = column.low, column.high
-    if low is not None and high is not None and (array.min() < low or array.max() > high):
+    if low is None or high is None:
+        if not np.isfinite(array).all():
+            return FINITE
+    elif not (low <= array.min() and array.max() <= high):  # nor of NaN
+        if not np.isfinite(array).all():
+            return FINITE
         return f"the numbers of an image lie between {low:g} and {high:g}"
     return array.astype(np.float32, copy=False)
 
 
 def _all_numbers(value: Any, depth: int) -> bool:
     """Whether lists nested so deep hold nothing else."""
+    inside = value
+    for _ in range(depth - 1):
+        if not _all_of(inside, _LISTS):
+            break
+        inside = list(itertools.chain.from_iterable(inside))
+    else:
+        if _all_of(inside, _NUMBERS):
+            return True
+    return _all_some_numbers(value, depth)
+
+
+def _all_of(values: Any, kinds: frozenset[type]) -> bool:
+    return isinstance(values, list) and kinds.issuperset(map(type, values))
+
+
+def _all_some_numbers(value: Any, depth: int) -> bool:
+    """The same where there are tuples, arrays or NumPy's numbers among them, which JSON has not."""
     if depth > 1:
-        return isinstance(value, list | tuple) and all(_all_numbers(v, depth - 1) for v in value)
+        return isinstance(value, list | tuple) and all(
+            _all_some_numbers(v, depth - 1) for v in value
+        )
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
     return all(issubclass(t, int | float | np.number | np.bool_) for t in set(map(type, value)))

@@ -61,6 +61,7 @@ class Runtime:
         self.name = name
         self.version = version
         self.examples = examples
+        self._form = form_of(schema)
 
     @staticmethod
     def load(folder: Path, *, name: str = "", version: int = 0) -> Runtime:
@@ -142,15 +143,14 @@ class Runtime:
         Raises:
             RowsError: for rows whose numbers are so large that the answer is none.
         """
-        # Minus infinity is the score of an item that is not to be answered.
-        finite = ~(np.isnan(found) | np.isposinf(found)).any(axis=1)
-        if self.schema.task != "ranking":
-            finite &= np.isfinite(found).all(axis=1)
-        if not finite.all():
-            rule = "the model has no finite answer to numbers as large as in this row"
-            shown = "nan"
-            raise RowsError([Problem(int(i), "", rule, shown) for i in np.flatnonzero(~finite)])
-        return form_of(self.schema).answers(found, self.decision, top_k)
+        if not np.isfinite(found).all():
+            # Minus infinity is the score of an item that is not to be answered.
+            hidden = np.isneginf(found) & (self.schema.task == "ranking")
+            wrong = np.flatnonzero(~(np.isfinite(found) | hidden).all(axis=1)).tolist()
+            if wrong:
+                rule = "the model has no finite answer to numbers as large as in this row"
+                raise RowsError([Problem(row, "", rule, "nan") for row in wrong])
+        return self._form.answers(found, self.decision, top_k)
 
 
 def read_decision(folder: Path, schema: Schema) -> AnyDecision:

@@ -160,6 +160,32 @@ def test_a_driver_that_dies_is_started_again_and_goes_on(cluster: Cluster) -> No
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
+def test_a_job_whose_supervisor_dies_is_sent_again(cluster: Cluster) -> None:
+    """As with a head that starts again and remembers its jobs: Ray calls the job failed."""
+    words = [
+        "submit", DIGITS, "--command", "train", "--name", "lost", "--set=workers.min=1",
+        "--set=workers.max=1", "--set=train.epochs=12", "--set=train.checkpoint.every_s=0.5",
+    ]  # fmt: skip
+    waiting = subprocess.Popen(
+        [COMMAND, *words], cwd=cluster.folder, env=cluster.client, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    results = cluster.folder / "storage" / "results" / "lost"
+    wait_for(lambda: list(results.rglob("checkpoints/*")))
+    (supervisor,) = (
+        process
+        for process in psutil.Process(cluster.process.pid).children(recursive=True)
+        if process.cmdline()[:1] == ["ray::JobSupervisor"]
+    )
+    supervisor.send_signal(signal.SIGKILL)
+    said, _ = waiting.communicate(timeout=DEADLINE_S)
+    assert waiting.returncode == 0, said
+    assert "lost was lost with the head it ran on, and is sent again" in said
+    assert cluster.status("lost") == "SUCCEEDED"
+    (run,) = (results / "digits").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished", "the same run"
+
+
 def test_a_stopped_job_ends_and_goes_on_when_sent_again(cluster: Cluster) -> None:
     words = [
         "submit", DIGITS, "--command", "train", "--name", "stopped",

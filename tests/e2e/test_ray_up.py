@@ -40,12 +40,16 @@ class Timeline:
         print(f"{time.monotonic() - self._start:7.1f} s  {text}", flush=True)
 
 
-def cluster_file(target: Path) -> dict[str, Any]:
-    """cluster/onprem.yaml with these machines' addresses, and their environment, which is there."""
+def cluster_file(target: Path, more: str = "") -> dict[str, Any]:
+    """cluster/onprem.yaml with these machines' addresses, and their environment, which is there.
+
+    Args:
+        more: settings.
+    """
     raw = yaml.safe_load((REPO / "cluster/onprem.yaml").read_text())
     settings = (
         f"bash ~/lepton_ray/cluster/node.sh settings LEPTON_STORAGE={MOUNT}/lepton "
-        f"LEPTON_VENV={VENV} LEPTON_RAY_OPTIONS=--object-store-memory=150000000"
+        f"LEPTON_VENV={VENV} LEPTON_RAY_OPTIONS=--object-store-memory=150000000{more}"
     )
     raw["provider"] |= {"head_ip": HEAD, "worker_ips": list(WORKERS)}
     raw["auth"]["ssh_user"] = "root"

@@ -52,6 +52,12 @@ def serve(folder: Path, name: str) -> tuple[Process, str]:
     return process, f"http://127.0.0.1:{port}"
 
 
+def ask(
+    url: str, rows: list[dict[str, Any]], headers: dict[str, str] | None = None
+) -> httpx.Response:
+    return httpx.post(f"{url}/predict", json={"rows": rows}, headers=headers)
+
+
 def wait_for(condition: Callable[[], Any]) -> None:
     end = time.monotonic() + DEADLINE_S
     while not condition():
@@ -134,9 +140,12 @@ def test_two_endpoints_on_one_machine_promotions_and_a_killed_replica(
         told = {port.what: port for port in endpoints.reports(name)[0].ports}
         assert {"HAProxy's statistics", "HAProxy's counts"} <= told.keys()
         assert not told["HAProxy's statistics"].local, "Serve has no setting for its address"
-    assert httpx.get(f"{url}/health", headers={"x-request-id": "r-7"}).headers.get_list(
-        "x-request-id"
-    ) == ["r-7"]
+    given = {"x-request-id": "r-7"}
+    for answer in (httpx.get(f"{url}/health", headers=given), ask(url, rows[:1], given)):
+        assert answer.headers.get_list("x-request-id") == ["r-7"]
+    by_serve, by_us = httpx.get(f"{url}/health"), ask(url, rows[:1])
+    assert "-" in by_serve.headers["x-request-id"]
+    assert "-" not in by_us.headers["x-request-id"], "predictions go past Serve (`serving.short`)"
     with Load(url, rows, expected) as load:
         for number in range(PROMOTIONS):
             old, new = (1, 2) if number % 2 == 0 else (2, 1)

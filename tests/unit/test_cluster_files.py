@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from moto import mock_aws
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from lepton_ray.errors import ClusterError
-from lepton_ray.jobs import cluster_file, cluster_rules, session
+from lepton_ray.jobs import cluster_file, cluster_rules, proxy, session
 from lepton_ray.jobs.prices import family
 
 REPO = Path(__file__).parents[2]
@@ -58,6 +59,18 @@ def test_all_clusters_have_their_processes_load_the_same() -> None:
     for file in (CLUSTER / "node.sh", CLUSTER / "kuberay.yaml"):
         found = re.findall(r'RAY_preload_python_modules(?:=|, value: ")([\w.,]+)', file.read_text())
         assert found == list(session.PRELOAD.values()), file
+
+
+def test_all_clusters_serve_alike() -> None:
+    shell = 'for name in "$@"; do printf "%s\\n" "${!name}"; done'
+    exports = [line for line in (CLUSTER / "node.sh").read_text().splitlines() if "SERVE_" in line]
+    asked = ["bash", "-c", "\n".join([*exports, shell]), "bash", *proxy.EVERYWHERE]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == list(proxy.EVERYWHERE.values())
+    spec = raw("kuberay")["spec"]
+    for pod in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        given = {e["name"]: e.get("value") for e in pod["template"]["spec"]["containers"][0]["env"]}
+        assert proxy.EVERYWHERE.items() <= given.items()
 
 
 @pytest.mark.parametrize("name", [*RAY_UP, "kuberay"])

@@ -1,0 +1,80 @@
+"""Which requests come past Serve into a replica's application, and that they are answered alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from lepton_ray.serving import short
+from lepton_ray.serving.runtime import Runtime
+from tests import apps
+
+BODY = {"rows": [{"age": 7, "city": "Rom"}]}
+
+
+@pytest.fixture
+def nothing_offered() -> Iterator[None]:
+    yield
+    short._offered = None
+
+
+async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+    """In place of Ray Serve."""
+    await PlainTextResponse("serve")(scope, receive, send)
+
+
+async def ask(path: str, method: str = "POST", **options: Any) -> httpx.Response:
+    (made,) = short.middleware()
+    transport = httpx.ASGITransport(made.cls(serve, *made.args, **made.kwargs))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.request(method, path, **options)
+
+
+@pytest.mark.usefixtures("nothing_offered")
+def test_predictions_take_the_short_way_and_all_else_serve_s(people: Runtime) -> None:
+    app = apps.app(people)
+    app.asgi._echo = False  # as in a replica, where Serve's own middleware echoes
+
+    async def asked() -> None:
+        assert (await ask("/predict", json=BODY)).text == "serve", "nothing is offered yet"
+        short.offer(app.asgi)
+        answer = await ask("/predict", json=BODY, headers={"x-request-id": "r-1"})
+        assert answer.json() == expected
+        assert answer.headers.get_list("x-request-id") == ["r-1"]
+        assert (await ask("/predict?top_k=1", json=BODY)).json()["version"] == 3
+        assert (await ask("/predict", json={"rows": []})).status_code == 422
+        for path in ("/health", "/explain", "/predict/", "/v2/models/people/infer", "/-/healthz"):
+            assert (await ask(path)).text == "serve", path
+
+    expected = app.post("/predict", json=BODY).json()
+    asyncio.run(asked())
+    asyncio.run(in_another_loop())
+
+
+async def in_another_loop() -> None:
+    assert (await ask("/predict", json=BODY)).text == "serve", "the application runs elsewhere"
+
+
+@pytest.mark.usefixtures("nothing_offered")
+def test_under_much_load_serve_watches_for_clients_that_go(people: Runtime) -> None:
+    app = apps.app(people, queue=1000)
+
+    async def asked() -> None:
+        go_on = asyncio.Event()
+        app.local.before = go_on.wait
+        short.offer(app.asgi)
+        waiting = [asyncio.create_task(ask("/predict", json=BODY)) for _ in range(short.BUSY)]
+        while app.asgi.inside < short.BUSY:
+            await asyncio.sleep(0.01)
+        assert (await ask("/predict", json=BODY)).text == "serve"
+        go_on.set()
+        assert {(await one).status_code for one in waiting} == {200}
+        assert (await ask("/predict", json=BODY)).json()["version"] == 3
+
+    asyncio.run(asyncio.wait_for(asked(), 60))
