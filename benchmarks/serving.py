@@ -10,9 +10,10 @@ routed. Peers are set up as their documentation says, access logs off; their ans
 with ours before they are timed. All are up at a time, and while one is timed the others' processes
 are stopped (SIGSTOP): even idle, two clusters of Ray take a third of a core.
 
-Cases: ``peak`` (wrk, 64 connections), ``tail`` (at 60 % of the weakest peer's peak, each request
-timed from when it was to be sent), ``promotions`` (10 under load), ``overload`` (twice the peak).
-Results are appended to ``results/serving.jsonl``; ``--resume`` goes on with the last run there.
+Cases: ``peak`` (wrk, 64 connections), ``tail`` (at 60 % of the weakest peer's peak, but Serve's
+defaults, which break down on one core, each request timed from when it was to be sent),
+``promotions`` (10 under load), ``overload`` (twice the peak). Results are appended to
+``results/serving.jsonl``; ``--resume`` goes on with the last run there.
 """
 
 from __future__ import annotations
@@ -318,7 +319,7 @@ class Results:
 def side_by_side(
     bench: Bench, results: Results, cases: list[str], arms: list[str], *, quick: bool
 ) -> None:
-    repeats, seconds = (2, 3.0) if quick else (5, 20.0)
+    repeats, seconds = (2, 3.0) if quick else (5, 10.0)
     for name in MODELS:
         wanted = [(case, arm) for case in ("peak", "tail") if case in cases for arm in arms]
         todo = [one for one in wanted if len(results.find(one[0], name, one[1])) < repeats]
@@ -334,10 +335,11 @@ def side_by_side(
             peaks = {a: [e["rps"] for e in results.find("peak", name, a)] for a in up}
             if not all(peaks.values()):
                 continue  # the others need the peak
-            rate = 0.6 * min(statistics.median(values) for values in peaks.values())
+            usual = {arm: statistics.median(values) for arm, values in peaks.items()}
+            rate = 0.6 * min(usual[arm] for arm in up if arm != "serve_default")
             for repeat in range(repeats if "tail" in cases else 0):
                 for arm, server in up.items():
-                    if len(results.find("tail", name, arm)) <= repeat:
+                    if usual[arm] > rate and len(results.find("tail", name, arm)) <= repeat:
                         results.add("tail", name, arm, rate=rate, **server.fixed(rate, seconds))
             if ("overload", "ours") in todo:
                 most = statistics.median(peaks["ours"])

@@ -169,9 +169,8 @@ def test_endpoints_and_jobs_outlive_the_head(lab: Lab, store: str) -> None:
         timeline.say(f"all of {len(given)} requests were answered, and the endpoint follows again")
 
         did(client, "ray down -y ~/cluster.yaml", **V1)
-        for machine in (head, lab["w1"], lab["w2"]):
-            wait_for(lambda machine=machine: not left(machine), DEADLINE_S, 1.0)
-        timeline.say("ray down: nothing runs on any machine")
+        wait_for(lambda: not left(head), DEADLINE_S, 1.0)
+        timeline.say("ray down: nothing runs on the head; the others wait ten minutes for it")
 
 
 def run_beside(ends: ExitStack, machine: Machine, line: str) -> subprocess.Popen[bytes]:
