@@ -12,8 +12,9 @@ are stopped (SIGSTOP): even idle, two clusters of Ray take a third of a core.
 
 Cases: ``peak`` (wrk, 64 connections), ``tail`` (at 60 % of the weakest peer's peak, but Serve's
 defaults, which break down on one core, each request timed from when it was to be sent),
-``promotions`` (10 under load), ``overload`` (twice the peak). Results are appended to
-``results/serving.jsonl``; ``--resume`` goes on with the last run there.
+``promotions`` (10 under load), ``overload`` (twice the peak), ``explain`` (ours on all cores, at
+`EXPLAIN_RATE`, with four callers that ask ``/explain`` all the time, and without). Results are
+appended to ``results/serving.jsonl``; ``--resume`` goes on with the last run there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 KEPT = HERE / "results" / "serving.jsonl"
 MODELS = ("mlp", "cnn")
-CASES = ("peak", "tail", "promotions", "overload")
+CASES = ("peak", "tail", "promotions", "overload", "explain")
+EXPLAIN_RATE = 200.0  # predictions a second
 ARMS = ("ours", "serve_default", "fastapi", "fastapi_ort", "litserve", "bentoml", "mlflow")
 OURS = sys.executable
 START_S = 180.0
@@ -74,7 +76,7 @@ class Bench:
         from lepton_ray.serving import keys
 
         self.keys = folder / "keys.json"
-        key = keys.create(self.keys, "bench", ("predict",), None)
+        key = keys.create(self.keys, "bench", ("predict", "explain"), None)
         self.headers = {"authorization": f"Bearer {key}"}
         for name in MODELS:
             self._register(name)
@@ -167,7 +169,7 @@ class Bench:
 class Server:
     """One arm's server, up and answering."""
 
-    def __init__(self, bench: Bench, arm: str, name: str) -> None:
+    def __init__(self, bench: Bench, arm: str, name: str, *, pinned: bool = True) -> None:
         self.arm, self.name = arm, name
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -177,7 +179,7 @@ class Server:
         self.headers = bench.headers if arm == "ours" else {}
         self._log = (bench.folder / f"{arm}-{name}.log").open("w+")
         self._process = subprocess.Popen(
-            [*_load.pinned(last=False), *bench.command(arm, name, port)],
+            [*(_load.pinned(last=False) if pinned else ()), *bench.command(arm, name, port)],
             cwd=PEERS if arm == "bentoml" else bench.folder,
             env={
                 **os.environ,
@@ -212,9 +214,9 @@ class Server:
                     raise RuntimeError(f"{self.arm} does not answer: {error}\n{said}") from error
             time.sleep(0.5)
 
-    def ask(self) -> dict[str, Any]:
+    def ask(self, route: str = "/predict") -> dict[str, Any]:
         request = urllib.request.Request(
-            self.url,
+            self.url.replace("/predict", route),
             self.body.read_bytes(),
             {"content-type": "application/json", **self.headers},
         )
@@ -397,6 +399,43 @@ def promotions(bench: Bench, results: Results, *, quick: bool) -> None:
     results.add("promotions", "cnn", "ours", **counts, slowest_s=max(took))
 
 
+def explaining(bench: Bench, results: Results, *, quick: bool) -> None:
+    """Tails of predictions, each with and without explanations beside them."""
+    repeats, seconds = (2, 3.0) if quick else (5, 15.0)
+    stop = threading.Event()
+    done = [0]
+
+    def call(server: Server) -> None:
+        while not stop.is_set():
+            with suppress(OSError, ValueError):  # a 429 is an answer too
+                done[0] += len(server.ask("/explain")["explanations"])
+
+    for name in MODELS:
+        if len(results.find("explain", name, "ours")) >= repeats:
+            continue
+        server = Server(bench, "ours", name, pinned=False)
+        try:
+            server.wait()
+            server.ask("/explain")  # starts the replica that explains
+            _load.peak(server.url, server.headers, server.body, 5.0)
+            for _ in range(repeats):
+                load = server.url, server.headers, server.body, EXPLAIN_RATE, seconds
+                alone = _load.fixed(*load)
+                stop.clear()
+                done[0] = 0
+                callers = [threading.Thread(target=call, args=(server,)) for _ in range(4)]
+                for caller in callers:
+                    caller.start()
+                busy = _load.fixed(*load)
+                stop.set()
+                for caller in callers:
+                    caller.join()
+                tails = {"alone_p99_ms": alone["p99_ms"], "busy_p99_ms": busy["p99_ms"]}
+                results.add("explain", name, "ours", **tails, explained=done[0])
+        finally:
+            server.end()
+
+
 def figures(results: Results, arms: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     found: dict[str, Any] = {}
     detail: dict[str, Any] = {}
@@ -429,6 +468,12 @@ def figures(results: Results, arms: list[str]) -> tuple[dict[str, Any], dict[str
     for entry in results.find("promotions", "cnn", "ours"):
         found["failed_in_promotions"] = entry["failed"] + entry["wrong"]
         detail["failed_in_promotions"] = entry
+    for name in MODELS:
+        if both := results.find("explain", name, "ours"):
+            busy, alone = ([e[f"{k}_p99_ms"] for e in both] for k in ("busy", "alone"))
+            detail.setdefault("p99_with_explain_busy", {})[name] = _report.ratio(busy, alone)
+    if ratios := detail.get("p99_with_explain_busy"):
+        found["p99_with_explain_busy"] = max(each["median"] for each in ratios.values())
     goodput = [e for name in MODELS for e in results.find("overload", name, "ours")]
     if goodput:
         found["goodput_at_twice_the_peak"] = min(e["good_per_s"] / e["peak"] for e in goodput)
@@ -448,11 +493,12 @@ def main() -> None:
     results = Results(resume=options.resume, quick=options.quick, quiet=options.json)
     with tempfile.TemporaryDirectory(prefix="serving-") as folder:
         bench = Bench(Path(folder))
-        if set(cases) - {"promotions"}:
-            some = [case for case in cases if case != "promotions"]
+        if some := [case for case in cases if case in ("peak", "tail", "overload")]:
             side_by_side(bench, results, some, arms, quick=options.quick)
         if "promotions" in cases:
             promotions(bench, results, quick=options.quick)
+        if "explain" in cases:
+            explaining(bench, results, quick=options.quick)
     _report.finish(*figures(results, arms))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lepton_ray.config.schema import Data, InteractionData, SeriesData
+from lepton_ray.config.schema import Data, ImageData, InteractionData, SeriesData, TextData
 from lepton_ray.data import dataset, pretrained
 from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.data.fitted import Fitted
@@ -20,7 +20,7 @@ def load(data: Data, sliced: Sequence[str] = (), model: str = "") -> Dataset:
 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
-        model: ``model.name``; a pretrained one prepares the data by its own tokenizer.
+        model: ``model.name``; a pretrained one prepares the data as it was trained on its own.
 
     Raises:
         ExperimentError: for a pretrained model that is not there, or data it is not for.
@@ -33,10 +33,10 @@ def load(data: Data, sliced: Sequence[str] = (), model: str = "") -> Dataset:
         )
     given = None
     if pretrained.is_pretrained(model):
-        if data.kind != "text":
-            said = f"model.name: {model!r} is a model of texts, but data.kind is {data.kind}: "
-            raise ExperimentError("experiment", [said + "set another model"])
-        given = pretrained.read(model)
+        if not isinstance(data, TextData | ImageData):
+            said = f"model.name: {model!r} is a model of texts or images, but data.kind is "
+            raise ExperimentError("experiment", [f"{said}{data.kind}: set another model"])
+        given = pretrained.read(model, data.kind)
     if isinstance(data, InteractionData):
         return _load_interactions(data)
     if isinstance(data, SeriesData):

@@ -15,7 +15,7 @@ from lepton_ray.data import drift, features, leaks, preprocess, sources, split, 
 from lepton_ray.data.drift import Bins
 from lepton_ray.data.fitted import Fitted
 from lepton_ray.data.preprocess import Preprocess
-from lepton_ray.data.pretrained import Pretrained
+from lepton_ray.data.pretrained import Pixels, Pretrained
 from lepton_ray.data.schema import Schema
 from lepton_ray.data.slices import Groups
 from lepton_ray.errors import DataError
@@ -78,7 +78,8 @@ def load(
 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
-        pretrained: model of texts, whose tokenizer prepares them.
+        pretrained: prepares texts by its tokenizer, and images to the size, channels and range it
+            was trained on.
 
     All samples are held as the model takes them, many rows of a table on disk (see `room`), and
     those of the test split also as the source has them.
@@ -86,13 +87,19 @@ def load(
     Raises:
         DataError: see `sources.read`, `split.divide` and `preprocess`.
     """
-    raw = sources.read(data, sliced)
+    own = pretrained.samples if pretrained is not None else None
+    pixels = own if isinstance(own, Pixels) else None
+    raw = sources.read(data, sliced, pixels)
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test, groups=raw.groups, times=raw.times)
     columns = {part: _Part(raw.columns, indices) for part, indices in parts.items()}
     if isinstance(data, ImageData):
-        fitted = preprocess.fit_image(
-            raw.kinds[0], columns["train"]["image"], data.preprocess.normalize
+        fitted = (
+            preprocess.adopt_image(raw.kinds[0], pixels)
+            if pixels is not None
+            else preprocess.fit_image(
+                raw.kinds[0], columns["train"]["image"], data.preprocess.normalize
+            )
         )
     elif isinstance(data, TableData):
         fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess)
@@ -176,10 +183,13 @@ def _warnings(
 
 
 def _notes(fitted: Preprocess, raw: sources.Raw, pretrained: Pretrained | None) -> tuple[str, ...]:
+    told = []
+    if pretrained is not None:
+        told.append(f"starts from {pretrained.name}, weights SHA-256 {pretrained.sha256}")
     if fitted.features:
         return raw.notes + features.notes(fitted.columns, fitted.features)
     if fitted.tokenizer is None:
-        return raw.notes
+        return (*raw.notes, *told)
     (texts,) = raw.columns.values()
     counts = words.counts(fitted.tokenizer, texts.tolist())
     (length,) = fitted.input_shape
@@ -190,9 +200,7 @@ def _notes(fitted: Preprocess, raw: sources.Raw, pretrained: Pretrained | None) 
         notes.append(f"{cut:,} of {len(texts):,} texts are longer and are cut")
     if empty:
         notes.append(f"{empty:,} of {len(texts):,} texts have no words")
-    if pretrained is not None:
-        notes.append(f"starts from {pretrained.name}, weights SHA-256 {pretrained.sha256}")
-    return tuple(notes)
+    return (*notes, *told)
 
 
 def _digest(

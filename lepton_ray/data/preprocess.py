@@ -20,8 +20,9 @@ from tokenizers import Tokenizer
 from lepton_ray.config.schema import TablePreprocess, TextPreprocess
 from lepton_ray.data import features, room, words
 from lepton_ray.data.features import Feature, signed_log
-from lepton_ray.data.pretrained import Pretrained
+from lepton_ray.data.pretrained import Pixels, Pretrained, Words
 from lepton_ray.data.schema import Column
+from lepton_ray.errors import DataError
 
 FORMAT = 2  # 1 had the numbers of a table in three tensors, see `_features_of_format_1`
 TOKENIZER = "tokenizer.json"
@@ -213,6 +214,24 @@ def fit_image(column: Column, x: npt.NDArray[np.generic], normalize: bool) -> Pr
     return Preprocess(columns=(column,), tensors=_as_float32(tensors))
 
 
+def adopt_image(column: Column, pixels: Pixels) -> Preprocess:
+    """As a pretrained model has it.
+
+    Raises:
+        DataError: where the images are of other channels, or not from 0 to 255.
+    """
+    channels = column.shape[2] if len(column.shape) > 2 else 1
+    if channels != len(pixels.mean) or column.high != 255:
+        raise DataError(
+            f"the model takes images of {len(pixels.mean)} channels of 0 to 255, but these have "
+            f"{channels} and end at {column.high or 0:g}: make them files in class folders, which "
+            "are read as the model takes them"
+        )
+    mean, scale = (np.array(v).reshape(-1, 1, 1) for v in (pixels.mean, pixels.deviation))
+    tensors = {"mean": mean, "scale": _inverse(scale)}
+    return Preprocess(columns=(column,), tensors=_as_float32(tensors))
+
+
 def _deviation(images: npt.NDArray[Any], mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """[channels] Of images [n, channels, h, w]; a part at a time, since float64 takes eight times
     the room of bytes."""
@@ -254,7 +273,9 @@ def fit_text(
     if pretrained is None:
         tokenizer = words.fit(given, limits.vocabulary, limits.length)
     else:
-        tokenizer = words.adopt(pretrained.tokenizer, pretrained.padding, given, limits.length)
+        own = pretrained.samples
+        assert isinstance(own, Words), "read for texts"
+        tokenizer = words.adopt(own.tokenizer, own.padding, given, limits.length)
     return Preprocess(columns=(column,), tokenizer=tokenizer)
 
 

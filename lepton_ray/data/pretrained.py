@@ -1,4 +1,5 @@
-"""A pretrained model of texts, ``hf:NAME``: its configuration, tokenizer and weights, and no code.
+"""A pretrained model of texts or images, ``hf:NAME``: its configuration, what prepares its samples,
+and its weights, and no code.
 
 NAME is a folder or a name on the Hugging Face hub. All is read once, by the driver, and travels to
 the replicas with the data: no worker needs the folder or the hub.
@@ -11,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,35 @@ from lepton_ray.errors import ExperimentError
 
 PREFIX = "hf:"
 WEIGHTS, INDEX, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
-PATTERNS = ["config.json", "tokenizer*.json", "special_tokens_map.json", "model*.safetensors*"]
+IMAGES = "preprocessor_config.json"
+PATTERNS = [
+    "config.json", "tokenizer*.json", "special_tokens_map.json", IMAGES, "model*.safetensors*"
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """How texts become what a model takes."""
+
+    tokenizer: Tokenizer
+    """Cuts and fills up nothing yet; see `words.adopt`."""
+    padding: int
+    """Number of the token that fills up a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """How images become what a model takes."""
+
+    mean: tuple[float, ...]
+    """[channels] Of pixels from 0 to 255, as the next."""
+    deviation: tuple[float, ...]
+    size: tuple[int, int] | None
+    """(height, width) that it was trained on; None where its files do not say."""
+
+    @property
+    def color(self) -> Literal["grey", "rgb"]:
+        return "rgb" if len(self.mean) > 1 else "grey"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +58,7 @@ class Pretrained:
     name: str
     """As ``model.name`` has it."""
     config: Mapping[str, Any]
-    tokenizer: Tokenizer
-    """Cuts and fills up nothing yet; see `words.adopt`."""
-    padding: int
-    """Number of the token that fills up a text."""
+    samples: Words | Pixels
     weights: Mapping[str, npt.NDArray[np.uint8]]
     """File -> its content, all safetensors."""
     sha256: str
@@ -42,7 +68,8 @@ class Pretrained:
         """What the result of a training depends on."""
         yield self.sha256.encode()
         yield json.dumps(self.config, sort_keys=True).encode()
-        yield self.tokenizer.to_str().encode()
+        given = self.samples
+        yield (given.tokenizer.to_str() if isinstance(given, Words) else repr(given)).encode()
 
 
 def is_pretrained(name: str) -> bool:
@@ -60,14 +87,25 @@ def local_path(name: str) -> str | None:
     return place if is_path and is_pretrained(name) else None
 
 
-def read(name: str) -> Pretrained:
-    """The model that ``model.name`` means.
+def read(name: str, kind: Literal["text", "image"]) -> Pretrained:
+    """The model of texts or of images that ``model.name`` means.
 
     Raises:
         ExperimentError: when it is not there, lacks a file, or has weights in pickles only.
     """
     folder = _folder(name)
     config = _json(name, folder / "config.json")
+    weights, digest = _weights(name, folder)
+    return Pretrained(
+        name=name,
+        config=config,
+        samples=_words(name, folder, config) if kind == "text" else _pixels(name, folder, config),
+        weights=weights,
+        sha256=digest,
+    )
+
+
+def _words(name: str, folder: Path, config: Mapping[str, Any]) -> Words:
     if not (folder / TOKENIZER).is_file():
         raise _problem(
             name,
@@ -80,15 +118,48 @@ def read(name: str) -> Pretrained:
         raise _problem(name, f"{folder / TOKENIZER} cannot be read: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    weights, digest = _weights(name, folder)
-    return Pretrained(
-        name=name,
-        config=config,
-        tokenizer=tokenizer,
-        padding=_padding(name, folder, config, tokenizer),
-        weights=weights,
-        sha256=digest,
+    return Words(tokenizer=tokenizer, padding=_padding(name, folder, config, tokenizer))
+
+
+def _pixels(name: str, folder: Path, config: Mapping[str, Any]) -> Pixels:
+    if not (folder / IMAGES).is_file():
+        raise _problem(
+            name,
+            f"{folder} has no {IMAGES}, so that it is no model of images, or not whole: choose "
+            "another, or write it with transformers' AutoImageProcessor",
+        )
+    told = _json(name, folder / IMAGES)
+    scale = float(told.get("rescale_factor", 1 / 255)) if told.get("do_rescale", True) else 1.0
+    channels = int(config.get("num_channels", 3))
+    plain = not told.get("do_normalize", True)
+    mean = [0.0] * channels if plain else told.get("image_mean", [])
+    deviation = [1.0] * channels if plain else told.get("image_std", [])
+    if channels not in (1, 3) or not len(mean) == len(deviation) == channels:
+        raise _problem(
+            name,
+            f"it must take images of 1 or 3 channels, with a mean and a deviation of each, but has "
+            f"{channels} in config.json, {len(mean)} and {len(deviation)} in {IMAGES}: choose "
+            "another model",
+        )
+    return Pixels(
+        mean=tuple(m / scale for m in mean),
+        deviation=tuple(d / scale for d in deviation),
+        size=_size(told.get("crop_size") if told.get("do_center_crop") else None)
+        or _size(told.get("size"))
+        or _size(config.get("image_size")),
     )
+
+
+def _size(told: Any) -> tuple[int, int] | None:
+    """(height, width) in one of the forms that the files of models have."""
+    if isinstance(told, dict):
+        side = told.get("shortest_edge")
+        told = [told.get("height", side), told.get("width", side)]
+    elif isinstance(told, int):
+        told = [told, told]
+    if isinstance(told, list) and len(told) == 2 and all(isinstance(n, int) for n in told):
+        return told[0], told[1]
+    return None
 
 
 def _folder(name: str) -> Path:

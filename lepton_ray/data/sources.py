@@ -23,6 +23,7 @@ from lepton_ray.data import (
     tables,
     words,
 )
+from lepton_ray.data.pretrained import Pixels
 from lepton_ray.data.schema import Column
 from lepton_ray.data.slices import Groups
 from lepton_ray.data.split import Labels
@@ -64,17 +65,22 @@ class Raw:
         return len(self.labels)
 
 
-def read(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> Raw:
+def read(
+    data: ImageData | TableData | TextData,
+    sliced: Sequence[str] = (),
+    pixels: Pixels | None = None,
+) -> Raw:
     """The samples of a data section.
 
     Args:
         sliced: columns to group the samples by, see `slices`.
+        pixels: of a pretrained model, whose colours and, unless another is set, size pictures get.
 
     Raises:
         DataError: when the source is missing, of another format, or holds no samples.
     """
     if isinstance(data, ImageData):
-        raw = _read_images(data)
+        raw = _read_images(data, pixels)
     elif isinstance(data, TableData):
         raw = _read_table(data, sliced)
     else:
@@ -85,9 +91,13 @@ def read(data: ImageData | TableData | TextData, sliced: Sequence[str] = ()) -> 
     return raw
 
 
-def _read_images(data: ImageData) -> Raw:
+def _read_images(data: ImageData, pixels: Pixels | None) -> Raw:
     path = Path(data.source)
     if path.is_dir() and not any(path.glob("*-ubyte*")):
+        if pixels is not None:
+            taken = {"size": data.preprocess.size or pixels.size, "color": pixels.color}
+            asked = data.preprocess.model_copy(update=taken)
+            data = data.model_copy(update={"preprocess": asked})
         return _read_folder(data)
     for name in ("size", "color"):
         if getattr(data.preprocess, name) is not None:

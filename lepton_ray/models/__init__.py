@@ -41,7 +41,7 @@ BUILT_IN = {
 }
 FACTS = {
     "vocabulary": "texts",
-    "starts_from": "texts prepared by its tokenizer",
+    "starts_from": "texts or images prepared for it",
     "columns": "tables",
     "catalog": "interactions",
     "window": "series",
@@ -99,7 +99,7 @@ def build(
     facts = facts or {}
     prepared = facts.get("starts_from")
     if isinstance(prepared, Pretrained) and prepared.name != model.name:
-        problem = f"model.name: the texts are prepared for {prepared.name}, so that {model.name} "
+        problem = f"model.name: the data are prepared for {prepared.name}, so that {model.name} "
         raise ExperimentError("experiment", [problem + "cannot take them: set that, or load anew"])
     # A model that takes anything gets unnamed what no model of these data can do without.
     given = {
@@ -111,7 +111,7 @@ def build(
         if name in taken and name not in given:
             raise _misfit(model.name, f"takes {kind} only", facts)
     for name in NEEDED:
-        if name in facts and name not in given:
+        if name in facts and name not in given and "starts_from" not in given:
             raise _misfit(model.name, f"takes no {FACTS[name]} (it has no {name})", facts)
     if known is not None:
         problems = [

@@ -1,4 +1,5 @@
-"""Pretrained transformers for texts, through the library ``transformers`` (``lepton-ray[hf]``)."""
+"""Pretrained models of texts and images, through the library ``transformers``
+(``lepton-ray[hf]``)."""
 
 from __future__ import annotations
 
@@ -10,14 +11,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lepton_ray.data.pretrained import Pretrained
+from lepton_ray.data.pretrained import Pretrained, Words
 from lepton_ray.errors import nearest
 from lepton_ray.models.low_rank import LowRank
 
 BODY = "body"  # all that was pretrained, whatever its name in an architecture
 
 
-class Classifier(nn.Module):
+class TextClassifier(nn.Module):
     """One of transformers' models, of one tensor."""
 
     def __init__(self, model: Any, padding: int) -> None:
@@ -35,11 +36,23 @@ class Classifier(nn.Module):
         return logits
 
 
+class ImageClassifier(nn.Module):
+    """The same."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [n, classes] from images [n, channels, height, width]."""
+        logits: Tensor = self.model(pixel_values=pixels).logits
+        return logits
+
+
 def pretrained(
     input_shape: tuple[int, ...],
     classes: int,
     *,
-    vocabulary: int,
     starts_from: Pretrained,
     freeze: Sequence[str] = (),
     rank: int | None = None,
@@ -49,8 +62,7 @@ def pretrained(
     """A pretrained model with a head for these classes; all of it is trained unless some is frozen.
 
     Args:
-        vocabulary: of the tokens' numbers; given by the data.
-        starts_from: given with the data, which its tokenizer has prepared.
+        starts_from: given with the data, which were prepared for it.
         freeze: parts that stay as they are: runs of a parameter's dotted name, such as
             ``embeddings`` or ``encoder.layer.0``; ``body`` is all but the head.
         rank: of adapters: the body stays as it is, and they are trained with the head.
@@ -65,18 +77,10 @@ def pretrained(
     if rank is None and tuple(adapt) != (BODY,):
         raise ValueError("adapt says where adapters go, but there are none: set rank, or leave out")
     model = _load(starts_from, classes)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if vocabulary > rows:
-        raise ValueError(
-            f"its tokenizer has {vocabulary:,} tokens, but the model has vectors for {rows:,}: "
-            "the two are not of one model"
-        )
-    positions = _positions(model)
-    if positions is not None and input_shape[0] > positions:
-        raise ValueError(
-            f"texts have up to {input_shape[0]} tokens, but it has positions for {positions}: set "
-            f"data.preprocess.length to {positions} or less; longer texts are cut"
-        )
+    if isinstance(starts_from.samples, Words):
+        _check_texts(model, input_shape[0], starts_from.samples.tokenizer.get_vocab_size())
+    else:
+        _check_images(model, (input_shape[1], input_shape[2]))
     frozen = _matching(model, "freeze", freeze, dict(model.named_parameters()))
     linear = {name: m for name, m in model.named_modules() if type(m) is nn.Linear}
     if rank is not None:
@@ -86,11 +90,41 @@ def pretrained(
         parameter.requires_grad_(name not in frozen)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"freeze {list(freeze)} leaves nothing to train: take a name out")
-    return Classifier(model, starts_from.padding).train()
+    if isinstance(starts_from.samples, Words):
+        return TextClassifier(model, starts_from.samples.padding).train()
+    return ImageClassifier(model).train()
+
+
+def _check_texts(model: Any, length: int, vocabulary: int) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocabulary > rows:
+        raise ValueError(
+            f"its tokenizer has {vocabulary:,} tokens, but the model has vectors for {rows:,}: "
+            "the two are not of one model"
+        )
+    positions = _positions(model)
+    if positions is not None and length > positions:
+        raise ValueError(
+            f"texts have up to {length} tokens, but it has positions for {positions}: set "
+            f"data.preprocess.length to {positions} or less; longer texts are cut"
+        )
+
+
+def _check_images(model: Any, size: tuple[int, int]) -> None:
+    """A transformer has a position for each part of an image of one size; others take any."""
+    asked = getattr(model.config, "image_size", None)
+    wanted = (asked, asked) if isinstance(asked, int) else tuple(asked or size)
+    fixed = any(name.endswith("position_embeddings") for name, _ in model.named_parameters())
+    if fixed and wanted != size:
+        raise ValueError(
+            f"it takes images of {wanted[0]} x {wanted[1]} (height, width), but these have "
+            f"{size[0]} x {size[1]}: set data.preprocess.size to {list(wanted)}, for files in "
+            "class folders"
+        )
 
 
 def _load(given: Pretrained, classes: int) -> Any:
-    """The architecture's model for sequence classification, with the weights it was given."""
+    """The architecture's model for classification, with the weights it was given."""
     try:
         import transformers
     except ImportError as error:
@@ -100,7 +134,13 @@ def _load(given: Pretrained, classes: int) -> Any:
         ) from error
     settings = dict(given.config)
     kind = settings.pop("model_type", None)
-    known = transformers.AutoModelForSequenceClassification._model_mapping
+    texts = given.samples if isinstance(given.samples, Words) else None
+    head = (
+        transformers.AutoModelForSequenceClassification
+        if texts
+        else transformers.AutoModelForImageClassification
+    )
+    known = head._model_mapping
     try:
         config_class = transformers.AutoConfig.for_model(kind).__class__
     except (ValueError, KeyError):
@@ -112,14 +152,20 @@ def _load(given: Pretrained, classes: int) -> Any:
     # Labels are the experiment's, and the shape of the head follows from their number.
     for name in ("id2label", "label2id", "num_labels", "auto_map", "dtype", "torch_dtype"):
         settings.pop(name, None)
-    config = config_class.from_dict({**settings, "pad_token_id": given.padding})
-    if config_class not in known or config.is_encoder_decoder:
+    if texts:
+        settings |= {"pad_token_id": texts.padding, "use_cache": False}
+    config = config_class.from_dict(settings)
+    if config_class not in known or getattr(config, "is_encoder_decoder", False):
+        what, such = (
+            ("a text", "an encoder such as bert, distilbert, roberta or deberta-v2")
+            if texts
+            else ("an image", "one such as resnet, convnext, mobilenet_v2 or vit")
+        )
         raise ValueError(
-            f"the architecture {kind!r} has no head for the classes of a text that can be served: "
-            "choose an encoder such as bert, distilbert, roberta or deberta-v2"
+            f"the architecture {kind!r} has no head for the classes of {what} that can be served: "
+            f"choose {such}"
         )
     config.num_labels = classes
-    config.use_cache = False
     try:
         weights = {
             name: tensor.float() if tensor.is_floating_point() else tensor

@@ -18,7 +18,7 @@ from lepton_ray import data
 from lepton_ray.config import load
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
-from tests.lab import MOUNT, REPO, VENV, Lab, Machine, wait_for
+from tests.lab import MOUNT, REPO, VENV, Lab, Machine, keygen, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -172,6 +172,14 @@ def check_who_gets_in(lab: Lab, secret: str, timeline: Timeline) -> None:
         assert (
             status(client, HEAD, port, path), status(client, HEAD, port, path, wrong)
         ) == said, port  # fmt: skip
+    assert status(client, HEAD, 8090, "/metrics") == "200", "numbers only"
+    keygen(client.folder / "root/other")
+    into = "ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o ConnectTimeout=10"
+    let_in = [
+        client.run(f"{into} {key} root@{HEAD} true", 60).returncode == 0
+        for key in ("", "-i ~/other", "-i ~/.ssh/lepton_cluster")
+    ]
+    assert let_in == [False, False, True], "ssh"
     for code in (
         f"from ray._raylet import GcsClient; GcsClient('{HEAD}:6379').check_alive([], 20)",
         f"import ray; ray.init('ray://{HEAD}:10001')",

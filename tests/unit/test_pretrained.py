@@ -180,8 +180,8 @@ def test_a_name_is_looked_up_on_the_hub(
         return str(bert)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    stored.read("hf:someone/tiny@abc")
-    stored.read("hf:tiny")
+    stored.read("hf:someone/tiny@abc", "text")
+    stored.read("hf:tiny", "text")
     assert asked == [("someone/tiny", "abc"), ("tiny", None)]
 
     def fails(*_: Any, **__: Any) -> str:
@@ -189,7 +189,7 @@ def test_a_name_is_looked_up_on_the_hub(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     with pytest.raises(ExperimentError, match="nor to be had from the Hugging Face hub .no route"):
-        stored.read("hf:someone/tiny")
+        stored.read("hf:someone/tiny", "text")
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -408,12 +408,12 @@ def test_it_is_for_texts_prepared_for_it(source: Path, bert: Path) -> None:
             "model": {"name": f"hf:{bert}"},
         }
     )
-    with pytest.raises(ExperimentError, match="is a model of texts, but data.kind is table"):
+    with pytest.raises(ExperimentError, match="of texts or images, but data.kind is table"):
         data.load(table.data, model=table.model.name)
-    with pytest.raises(ExperimentError, match="takes texts prepared by its tokenizer only"):
+    with pytest.raises(ExperimentError, match="takes texts or images prepared for it only"):
         models.build(asked.model, (6,), 2, {"vocabulary": 9})
     dataset = loaded(asked)
-    with pytest.raises(ExperimentError, match="the texts are prepared for hf:.*text_cnn cannot"):
+    with pytest.raises(ExperimentError, match="the data are prepared for hf:.*text_cnn cannot"):
         models.build(Model(name="text_cnn"), (6,), 2, dataset.facts)
     searched = asked.model_dump(mode="json") | {
         "tune": {"metric": "val_loss", "space": {"model.name": {"choice": ["text_cnn", "hf:tiny"]}}}
