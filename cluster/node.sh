@@ -94,11 +94,25 @@ mlflow_secrets() {
     echo "export MLFLOW_TRACKING_PASSWORD=$(random)"
 }
 
+keep_state() {
+    case ${LEPTON_GCS:-} in
+        '') return ;;
+        disk) export RAY_gcs_storage=rocksdb RAY_gcs_storage_path=$STATE/gcs ;;
+        # A password would be on the command line of Ray's GCS: the network must keep others away.
+        *@*) fail "LEPTON_GCS is HOST:PORT without a password, which Ray would show: $LEPTON_GCS" ;;
+        *:*) export RAY_REDIS_ADDRESS=$LEPTON_GCS RAY_external_storage_namespace=lepton_ray ;;
+        *) fail "LEPTON_GCS must be disk or HOST:PORT of a Redis: $LEPTON_GCS" ;;
+    esac
+    # How long the other machines wait for their head (Ray: 60 s).
+    export RAY_gcs_rpc_server_reconnect_timeout_s=600
+}
+
 check_token() {
     [ -s "$TOKEN" ] || fail "no token in $TOKEN: Ray does not start without one"
     [ "$(stat -c %a "$TOKEN")" = 600 ] || fail "$TOKEN must be readable by its owner only: chmod 600"
     [ -n "${LEPTON_STORAGE:-}" ] || fail "LEPTON_STORAGE is not set: see the top of the cluster file"
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$TOKEN RAY_USAGE_STATS_ENABLED=0
+    keep_state
 }
 
 # A lost machine is noticed in 15 s (Ray: 50 s): 5 checks, 2 s apart, of 5 s each at most.
@@ -113,21 +127,7 @@ export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 RAY_SERVE_HAPROXY_METRIC
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=lepton_ray.serving.short:middleware
 export RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" RAY_SERVE_HAPROXY_TUNE_BUFSIZE=65536
 
-keep_state() {
-    case ${LEPTON_GCS:-} in
-        '') return ;;
-        disk) export RAY_gcs_storage=rocksdb RAY_gcs_storage_path=$STATE/gcs ;;
-        # A password would be on the command line of Ray's GCS: the network must keep others away.
-        *@*) fail "LEPTON_GCS is HOST:PORT without a password, which Ray would show: $LEPTON_GCS" ;;
-        *:*) export RAY_REDIS_ADDRESS=$LEPTON_GCS RAY_external_storage_namespace=lepton_ray ;;
-        *) fail "LEPTON_GCS must be disk or HOST:PORT of a Redis: $LEPTON_GCS" ;;
-    esac
-    # How long the other machines wait for their head (Ray: 60 s).
-    export RAY_gcs_rpc_server_reconnect_timeout_s=600
-}
-
 start_ray() {
-    keep_state
     ulimit -n 65536 2>/dev/null || true
     ray start "$@" ${LEPTON_NODE_IP:+--node-ip-address="$LEPTON_NODE_IP"} \
         --metrics-export-port="$METRICS_PORT" --disable-usage-stats

@@ -14,7 +14,7 @@ import ray
 import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from lepton_ray.errors import ClusterError, InputError, nearest
+from lepton_ray.errors import ClusterError, InputError, RunError, nearest
 from lepton_ray.jobs import secrets
 
 CONNECT_S = 10.0
@@ -28,7 +28,7 @@ FORWARD = "`ray dashboard cluster/aws.yaml` forwards it to http://127.0.0.1:8265
 LOST = ("JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_START_FAILURE")
 
 
-class LostJobError(ClusterError):
+class LostJobError(RunError):
     """The cluster does not know the job any more: its head was started anew."""
 
 

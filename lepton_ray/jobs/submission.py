@@ -123,7 +123,7 @@ def _see_through(server: Server, name: str, send: Any, retries: int, terminal: T
     """Until the job is over; sent again when it was lost with its head.
 
     Raises:
-        LostJobError: when that happened too often.
+        RunError: when that happened too often, or it cannot be sent.
     """
     terminal.say(f"       Ctrl-C leaves it running; stop it with: lepton-ray jobs stop {name}")
     while True:
@@ -131,13 +131,21 @@ def _see_through(server: Server, name: str, send: Any, retries: int, terminal: T
             job = server.follow(name, lambda text: terminal.say(text.rstrip("\n")))
             if not job.lost or retries <= 0:
                 return job
+            why = f": {job.message}"
             server.delete(name)
         except LostJobError:
             if retries <= 0:
                 raise
+            why = ""
         retries -= 1
-        terminal.say(f"job    {name} was lost with the head it ran on, and is sent again")
-        send(True)
+        terminal.say(f"job    {name} was lost with the head it ran on, and is sent again{why}")
+        try:
+            send(True)
+        except (OSError, RuntimeError) as error:
+            raise RunError(
+                f"job {name} could not be sent again: {error}; the same command again goes on with "
+                "it"
+            ) from error
 
 
 def resolve(address: str | None) -> str:

@@ -49,7 +49,7 @@ class Bodies:
         self._limits = limits
         self._most = int(limits.body_mb * MIB)
         self._unpacked = int(limits.decoded_mb * MIB)
-        self.held = 0  # bytes, of all bodies
+        self._held = [0]  # bytes of all bodies, which each `Reading` adds its own to
         # Of any size: each may take 256 MiB until it is scaled, so they go one after the other.
         self._any_size = any(c.resized for c in schema.columns)
         self._one = asyncio.Lock()
@@ -64,39 +64,7 @@ class Bodies:
                 room for it among the others.
             ClientDisconnect: when the client goes meanwhile.
         """
-        return Reading(self, request)
-
-    async def take(self, request: Request, reading: Reading) -> bytes:
-        """See `read`; what is held of it stands in ``reading`` at all times."""
-        limit = f"a body has at most {self._most} bytes"
-        headers = request.headers
-        coding = headers.get("content-encoding", "identity")
-        if coding.lower() != "identity":
-            text = f"a body must come uncompressed, but got Content-Encoding {coding[:80]!r}"
-            raise RefusedError(415, text)
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self._most):
-            raise RefusedError(413, f"{limit}, but this has {declared[:20]}: send fewer rows")
-        exchange = exchange_of(request.scope)
-        exchange.reading = True
-        parts: list[bytes] = []
-        more = True
-        while more:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunk, more = message.get("body", b""), message.get("more_body", False)
-            reading.held += len(chunk)
-            self.held += len(chunk)
-            if reading.held > self._most:
-                raise RefusedError(413, f"{limit}: send fewer rows")
-            if self.held > WAITING_BODIES * self._most:
-                raise RefusedError(
-                    429, "too many bodies at a time: come later", retry_after_s=OVERLOADED_S
-                )
-            parts.append(chunk)
-        exchange.reading = False
-        return b"".join(parts)
+        return Reading(request, self._most, self._held)
 
     async def rows(self, content_type: str, body: bytes) -> list[Any]:
         """The rows of a body, not yet checked against the schema's types.
@@ -140,26 +108,59 @@ class Bodies:
 
 
 class Reading:
-    """Of one body, which counts as held until the block is left."""
+    """Of one body, see `Bodies.read`.
 
-    def __init__(self, bodies: Bodies, request: Request) -> None:
-        self._bodies = bodies
+    Args:
+        most: bytes that it may have.
+        held: bytes of all bodies at a time; to be changed.
+    """
+
+    def __init__(self, request: Request, most: int, held: list[int]) -> None:
         self._request = request
-        self.held = 0  # bytes
+        self._most = most
+        self._held = held
+        self._own = 0
 
     async def __aenter__(self) -> bytes:
         try:
-            return await self._bodies.take(self._request, self)
+            return await self._body()
         except BaseException:
-            self._release()
+            self._held[0] -= self._own
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        self._release()
+        self._held[0] -= self._own
 
-    def _release(self) -> None:
-        self._bodies.held -= self.held
-        self.held = 0
+    async def _body(self) -> bytes:
+        limit = f"a body has at most {self._most} bytes"
+        headers = self._request.headers
+        coding = headers.get("content-encoding", "identity")
+        if coding.lower() != "identity":
+            text = f"a body must come uncompressed, but got Content-Encoding {coding[:80]!r}"
+            raise RefusedError(415, text)
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > self._most):
+            raise RefusedError(413, f"{limit}, but this has {declared[:20]}: send fewer rows")
+        exchange = exchange_of(self._request.scope)
+        exchange.reading = True
+        parts: list[bytes] = []
+        more = True
+        while more:
+            message = await self._request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            self._own += len(chunk)
+            self._held[0] += len(chunk)
+            if self._own > self._most:
+                raise RefusedError(413, f"{limit}: send fewer rows")
+            if self._held[0] > WAITING_BODIES * self._most:
+                raise RefusedError(
+                    429, "too many bodies at a time: come later", retry_after_s=OVERLOADED_S
+                )
+            parts.append(chunk)
+        exchange.reading = False
+        return b"".join(parts)
 
 
 async def aside(size: int, function: Callable[..., T], *args: Any) -> T:

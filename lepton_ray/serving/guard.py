@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lepton_ray.config.schema import Limits
+from lepton_ray.serving import short
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics
 from lepton_ray.serving.refusals import RefusedError, answer, route_path
@@ -30,10 +31,9 @@ logger = logging.getLogger("ray.serve")  # into the replica's log, which Serve k
 # A load balancer has no key; nor has a browser, whose page (which says nothing) asks for one.
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 OVERLOADED_S = 1.0  # after which a client that was sent away may come again
-GONE = 499  # the client went before its answer; seen in the log only
+GONE = 499  # the client went before its answer, and it was noticed; seen in the log only
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "lepton_ray.exchange"
-SHORT = "lepton_ray.short"  # in the scope of a request that came past Serve, see `short`
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Guard:
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                if self._echo or scope.get(SHORT):
+                if self._echo or scope.get(short.TAKEN):
                     MutableHeaders(scope=message)["x-request-id"] = exchange.id
             exchange.bytes_out += len(message.get("body", b""))
             await send(message)

@@ -70,7 +70,9 @@ class Metrics:
             registry=at,
         )
 
-        self._counters: dict[tuple[str, int, int], tuple[Counter, Histogram, Counter | None]] = {}
+        self._counters: dict[
+            tuple[str, int, int, bool], tuple[Counter, Histogram, Counter | None]
+        ] = {}
 
     def serves(self, model: str, version: int) -> None:
         """From now on this replica answers with this version."""
@@ -79,18 +81,18 @@ class Metrics:
 
     def answered(self, *, route: str, status: int, seconds: float, rows: int, version: int) -> None:
         """Count one request; version 0 where no model answered."""
-        key = (route, status, version)
-        if (counters := self._counters.get(key)) is None:  # which look their labels up for long
+        key = (route, status, version, rows > 0)
+        if (counters := self._counters.get(key)) is None:  # kept, as to look them up takes long
             of = str(version) if version else ""
             counters = self._counters[key] = (
                 self._requests.labels(route, str(status), of),
                 self._seconds.labels(route),
-                self._rows.labels(of) if version else None,
+                self._rows.labels(of) if rows and version else None,
             )
         requests, durations, counted = counters
         requests.inc()
         durations.observe(seconds)
-        if counted and rows:
+        if counted:
             counted.inc(rows)
         if status == 500:
             self._failures.inc()

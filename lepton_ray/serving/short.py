@@ -3,7 +3,7 @@
 Of the time that a replica with a small model spends on a request, Serve takes a third: tasks that
 watch for a client who goes, contexts, counts. Its HTTP server, in a replica that HAProxy reaches
 directly, takes middleware that a function in RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
-(`jobs.proxy`). So requests for predictions go from there to the application, which has its own
+(`jobs.proxy`). So requests for ``/predict`` go from there to the application, which has its own
 queue, counts and log (`guard.Guard`). All others go through Serve, and so do these where it must
 know of them:
 
@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lepton_ray.serving.guard import SHORT, Guard
+if TYPE_CHECKING:  # Serve's proxies load this module, and need nothing of a replica's
+    from lepton_ray.serving.guard import Guard
 
 PATH = "/predict"
 BUSY = 100  # requests in a replica beyond which a client may have gone before its answer
+TAKEN = "lepton_ray.short"  # in the scope of a request that came this way
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Short:
             and there.app.inside < BUSY
             and asyncio.get_running_loop() is there.loop  # a person may have given it a thread
         ):
-            scope[SHORT] = True
+            scope[TAKEN] = True
             await there.app(scope, receive, send)
         else:
             await self._app(scope, receive, send)

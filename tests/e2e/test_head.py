@@ -41,7 +41,7 @@ QUIET: dict[str, Any] = {
     "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL,
 }  # fmt: skip
 
-# Ask an endpoint until a file appears; one line for each answer: its status, or what went wrong.
+# Ask an endpoint until a file appears; one line for each answer: its version, or what went wrong.
 ASK = """
 import json, pathlib, sys, time, urllib.request
 url, key, body, end, said = sys.argv[1:]

@@ -11,7 +11,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from lepton_ray.serving import short
+from lepton_ray.serving import keys, short
+from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.runtime import Runtime
 from tests import apps
 
@@ -59,6 +60,40 @@ def test_predictions_take_the_short_way_and_all_else_serve_s(people: Runtime) ->
 
 async def in_another_loop() -> None:
     assert (await ask("/predict", json=BODY)).text == "serve", "the application runs elsewhere"
+
+
+@pytest.mark.usefixtures("nothing_offered")
+def test_the_short_way_has_keys_a_queue_and_clients_that_go(people: Runtime) -> None:
+    text, key = keys.make("one", ("predict",), None)
+    app = apps.app(people, Keyring((key,)), queue=1)
+    given = {"authorization": f"Bearer {text}"}
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def asked() -> None:
+        go_on = asyncio.Event()
+        app.local.before = go_on.wait
+        short.offer(app.asgi)
+        assert (await ask("/predict", json=BODY)).status_code == 401
+        first = asyncio.create_task(ask("/predict", json=BODY, headers=given))
+        while not app.asgi.inside:
+            await asyncio.sleep(0.01)
+        assert (await ask("/predict", json=BODY, headers=given)).status_code == 429
+        go_on.set()
+        assert (await first).status_code == 200
+        headers = [(name.encode(), value.encode()) for name, value in given.items()]
+        scope = {"type": "http", "method": "POST", "path": short.PATH, "query_string": b"",
+                 "headers": headers, "client": ("127.0.0.1", 1)}  # fmt: skip
+        await short.Short(serve)(scope, gone, nowhere)
+        assert app.lines[-1]["status"] == 499
+        assert app.asgi.inside == 0
+
+    asyncio.run(asyncio.wait_for(asked(), 60))
+
+
+async def nowhere(message: Any) -> None:
+    raise AssertionError(f"nobody is there to be told {message}")
 
 
 @pytest.mark.usefixtures("nothing_offered")

@@ -54,14 +54,10 @@ class Explaining:
     def __init__(self) -> None:
         import torch
 
-        if sys.platform == "linux":
-            # What predicts has the processor first. A niceness is not enough: Ray gives all of its
-            # processes 15 of 19.
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         torch.set_num_threads(1)
         self._versions: dict[int, Explainer] = {}
         # One thread: the work stays off the event loop, which answers health checks.
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._thread = ThreadPoolExecutor(max_workers=1, initializer=_give_way)
 
     async def explain(
         self,
@@ -85,6 +81,13 @@ class Explaining:
             for old in list(self._versions)[:-VERSIONS]:
                 del self._versions[old]
         return await loop.run_in_executor(self._thread, explainer.explain, columns, method, target)
+
+
+def _give_way() -> None:
+    """What predicts has the processor first: this thread has what is left. Niceness would not do,
+    as Ray gives 15 of 19 to all of its workers."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _load(files: Files) -> "Explainer":
