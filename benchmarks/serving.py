@@ -184,7 +184,8 @@ class Server:
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
-                "PATH": f"{Path(OURS).parent}:{os.environ['PATH']}",  # where MLflow looks for uvicorn
+                # MLflow looks for uvicorn there.
+                "PATH": f"{Path(OURS).parent}:{os.environ['PATH']}",
                 "PYTHONPATH": str(PEERS),
                 "LEPTON_MODEL": name,
                 "BENTOML_DO_NOT_TRACK": "true",
