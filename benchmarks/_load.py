@@ -31,12 +31,24 @@ file:close()
 """
 
 
-def peak(url: str, headers: dict[str, str], body: Path, seconds: float) -> dict[str, float]:
-    """Requests a second that 64 connections get answered, one thread of wrk on the last core."""
+def peak(
+    url: str, headers: dict[str, str], body: Path, seconds: float, connections: int = 64
+) -> dict[str, float]:
+    """Requests a second that connections get answered, one thread of wrk on the last core."""
     lines = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items())
     script = body.with_suffix(".lua")
     script.write_text(SCRIPT.format(headers=lines, body=body))
-    command = ["wrk", "-t1", "-c64", f"-d{seconds:g}s", "--timeout", "10s", "-s", str(script), url]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds:g}s",
+        "--timeout",
+        "10s",
+        "-s",
+        str(script),
+        url,
+    ]
     text = subprocess.run(
         [*pinned(last=True), *command], check=True, capture_output=True, text=True
     ).stdout

@@ -29,6 +29,10 @@ EVERYWHERE = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # A line through Python for each request; an endpoint counts itself.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # One that answers a check late has much to do; Serve's own proxy, which would get its requests
+    # when it is taken for down, can do less. One that is dead refuses connections.
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER": "2s",
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL": "3",
     # A replica that dies before it answers: predictions may be asked for again.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",  # what is asked again must fit

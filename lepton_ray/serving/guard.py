@@ -104,6 +104,7 @@ class Guard:
         self._log = log
         self._echo = echo
         self.inside = 0  # requests
+        self.took_s = 0.0  # the last answer of a model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -187,6 +188,8 @@ class Guard:
             )
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
+        if exchange.version:
+            self.took_s = seconds
         # The route's pattern and not the path: a path is free text, and would be a label each.
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.answered(

@@ -8,7 +8,7 @@ queue, counts and log (`guard.Guard`). All others go through Serve, and so do th
 know of them:
 
 - where it scales replicas by the requests in each (see `app.Endpoint`);
-- under much load, when answers take long enough for clients to go: it drops theirs.
+- while answers take long enough for clients to go before: it drops the requests of those.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # Serve's proxies load this module, and need nothing of a rep
     from lepton_ray.serving.guard import Guard
 
 PATH = "/predict"
-BUSY = 100  # requests in a replica beyond which a client may have gone before its answer
+SLOW_S = 1.0  # an answer, after which clients may have gone before theirs
 TAKEN = "lepton_ray.short"  # in the scope of a request that came this way
 
 
@@ -60,7 +60,7 @@ class Short:
             there is not None
             and scope["type"] == "http"
             and scope["path"] == PATH
-            and there.app.inside < BUSY
+            and there.app.took_s < SLOW_S
             and asyncio.get_running_loop() is there.loop  # a person may have given it a thread
         ):
             scope[TAKEN] = True
