@@ -196,7 +196,7 @@ class _Routes:
         method: Annotated[str | None, Query(description=", ".join(METHODS))] = None,
         target: Annotated[str | None, Query(description="A class; default the likeliest.")] = None,
         version: Annotated[str | None, Query(description="Default the champion.")] = None,
-    ) -> ExplainResponse:
+    ) -> Any:
         """Why each row is answered so: weights of columns, words or pixels."""
         async with self.bodies.read(request) as body:
             rows = await self.bodies.rows(request.headers.get("content-type", ""), body)
@@ -214,7 +214,9 @@ class _Routes:
             raise RefusedError(422, str(error)) from None
         exchange = exchange_of(request.scope)
         exchange.version = runtime.version
-        return ExplainResponse(model=runtime.name, version=runtime.version, explanations=found)
+        said = ExplainResponse(model=runtime.name, version=runtime.version, explanations=found)
+        # As in `predict`: FastAPI would look at every weight, while predictions wait.
+        return HttpResponse(said.model_dump_json(exclude_none=True), media_type=bodies.JSON)
 
     async def page(self) -> HttpResponse:
         """For a person in a browser; of models whose rows no form is for, the pages of routes."""
