@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 REPO = Path(__file__).parents[1]
 NEEDED = ("ip", "nsenter", "rsync", "unshare", "/usr/sbin/sshd", "ssh-keygen")
@@ -201,6 +203,20 @@ class Lab:
             self._bridge.kill()
             self._bridge.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def machines(addresses: dict[str, str]) -> Iterator[Lab]:
+    """For a fixture: a lab that runs; skips where namespaces are not allowed."""
+    made = Lab(addresses)
+    try:
+        made.up()
+    except OSError as error:
+        made.down()
+        pytest.skip(f"needs machines in namespaces: {error}")
+    try:
+        yield made
+    finally:
+        made.down()
 
 
 def keygen(path: Path) -> None:

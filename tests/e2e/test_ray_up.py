@@ -18,7 +18,7 @@ from lepton_ray import data
 from lepton_ray.config import load
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
-from tests.lab import MOUNT, REPO, VENV, Lab, Machine, keygen, wait_for
+from tests.lab import MOUNT, REPO, VENV, Lab, Machine, keygen, machines, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -60,17 +60,7 @@ def cluster_file(target: Path, more: str = "") -> dict[str, Any]:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    names = {"client": "10.214.0.2", "head": HEAD, "w1": WORKERS[0], "w2": WORKERS[1]}
-    made = Lab(names)
-    try:
-        made.up()
-    except OSError as error:
-        made.down()
-        pytest.skip(f"needs machines in namespaces: {error}")
-    try:
-        yield made
-    finally:
-        made.down()
+    yield from machines({"client": "10.214.0.2", "head": HEAD, "w1": WORKERS[0], "w2": WORKERS[1]})
 
 
 def did(machine: Machine, line: str, **environment: str) -> str:

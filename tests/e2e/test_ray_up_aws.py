@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tests.e2e.test_ray_up import ADDRESS, DEADLINE_S, Timeline, alone, did, left
-from tests.lab import REPO, VENV, Lab, Machine, wait_for
+from tests.lab import REPO, VENV, Lab, Machine, machines, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -117,16 +117,7 @@ class Cloud:
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """A client, and five machines that have no address until one is lent."""
-    made = Lab({"client": CLIENT, **{f"m{number}": "" for number in range(5)}})
-    try:
-        made.up()
-    except OSError as error:
-        made.down()
-        pytest.skip(f"needs machines in namespaces: {error}")
-    try:
-        yield made
-    finally:
-        made.down()
+    yield from machines({"client": CLIENT, **{f"m{number}": "" for number in range(5)}})
 
 
 def prepare(lab: Lab) -> None:

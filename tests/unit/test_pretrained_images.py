@@ -14,16 +14,15 @@ import torch
 import transformers
 from PIL import Image
 
-from lepton_ray import data, models
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
-from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import DataError, ExperimentError
 from lepton_ray.serving import package
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from tests.elastic import Generation, train
+from tests.unit.test_pretrained import built, loaded
 
 KINDS = {
     "vit": {
@@ -83,15 +82,6 @@ def experiment(source: Path, folder: Path, **settings: Any) -> Experiment:
             "train": {"epochs": 2, "batch": 16, "shards": 4, "digest_every": 2, **settings},
         }
     )
-
-
-def loaded(asked: Experiment) -> Dataset:
-    return data.load(asked.data, model=asked.model.name)
-
-
-def built(asked: Experiment, dataset: Dataset) -> torch.nn.Module:
-    given = dataset.preprocess
-    return models.build(asked.model, given.input_shape, dataset.schema.outputs, dataset.facts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
