@@ -74,10 +74,10 @@ def divide(
     else:
         everything = np.arange(len(labels))
         test = taken(everything, split.test, "test")
-        rest = np.setdiff1d(everything, test)
+        rest = _without(everything, test)
     validation = taken(rest, split.validation, "validation")
     parts = {
-        "train": np.setdiff1d(rest, validation),
+        "train": _without(rest, validation),
         "validation": validation,
         "test": test,
     }
@@ -99,6 +99,13 @@ def divide(
                 "or drop them"
             )
     return parts
+
+
+def _without(indices: Indices, taken: Indices) -> Indices:
+    """Those of sorted ``indices`` that are not in ``taken``, which are some of them."""
+    kept = np.ones(len(indices), np.bool_)
+    kept[np.searchsorted(indices, taken)] = False
+    return indices[kept]
 
 
 def _whole_groups(
@@ -154,7 +161,7 @@ def _both_sides(
     best, fewest = indices[:0], math.inf
     for rng in draws:
         chosen = _stratified(indices, strata, share, rng, least=1)
-        left = truth[np.setdiff1d(indices, chosen)]
+        left = truth[_without(indices, chosen)]
         missing = len(_alike(truth[chosen])) + truth.shape[1] * len(_alike(left))
         if missing < fewest:
             best, fewest = chosen, missing
