@@ -6,6 +6,7 @@ from lepton_ray.config.schema import Data, ImageData, InteractionData, SeriesDat
 from lepton_ray.data import dataset, pretrained
 from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.interactions.load import load as _load_interactions
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Column, Schema
@@ -15,12 +16,15 @@ from lepton_ray.errors import DataError, ExperimentError
 __all__ = ["Column", "Dataset", "Fitted", "Preprocess", "Samples", "Schema", "load"]
 
 
-def load(data: Data, sliced: Sequence[str] = (), model: str = "") -> Dataset:
+def load(
+    data: Data, sliced: Sequence[str] = (), model: str = "", hands: Hands | None = None
+) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
 
     Args:
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
         model: ``model.name``; a pretrained one prepares the data as it was trained on its own.
+        hands: for many rows; this process without.
 
     Raises:
         ExperimentError: for a pretrained model that is not there, or data it is not for.
@@ -38,7 +42,7 @@ def load(data: Data, sliced: Sequence[str] = (), model: str = "") -> Dataset:
             raise ExperimentError("experiment", [f"{said}{data.kind}: set another model"])
         given = pretrained.read(model, data.kind)
     if isinstance(data, InteractionData):
-        return _load_interactions(data)
+        return _load_interactions(data, hands)
     if isinstance(data, SeriesData):
-        return _load_series(data)
-    return dataset.load(data, sliced, given)
+        return _load_series(data, hands)
+    return dataset.load(data, sliced, given, hands)

@@ -1,7 +1,7 @@
-"""A CSV file of any size as columns that lie on disk and are mapped into memory.
+"""CSV files of any size as columns that lie on disk and are mapped into memory.
 
-It is read once, in blocks, into texts; then each column becomes what all of its texts are. Both lie
-in files without a name under ``$TMPDIR``, which are gone when nobody looks at the columns any more.
+They are read once, in pieces, into texts; then each column becomes what all of its texts are, in
+all files. Both lie in files without a name under ``$TMPDIR``, see `mapped`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import tempfile
-from collections.abc import Callable, Collection
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from lepton_ray.data import mapped
+from lepton_ray.data.files import check_same, naming, open_file, size_of
+from lepton_ray.data.hands import Hands
 from lepton_ray.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Open = Callable[[], Any]
+PIECE = 1 << 24  # bytes of a file that are read together, up to the next end of a row
 BLOCK = 1 << 22  # bytes read at a time, in room for as many in each column; no row is longer
 MISSING = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
@@ -33,125 +34,199 @@ MISSING = (
 """Cells that stand for nothing, as pandas has it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    path: str
+    header: tuple[str, ...]
+    columns: tuple[str, ...]
+    """The same names, in the order in which they are wanted."""
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """Whole rows of a file."""
+
+    file: _File
+    start: int
+    end: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Column:
+    cells: pa.ChunkedArray
+    keep_texts: bool
+    """Whether they are texts whatever they look like."""
+
+
+class _MisreadError(DataError):
+    """A piece is no rows of the file."""
+
+
 def read(
-    name: str, open_file: Open, texts: Collection[str], as_written: Collection[str]
+    paths: Sequence[str], texts: Collection[str], as_written: Collection[str], hands: Hands
 ) -> pd.DataFrame:
-    """The rows of a CSV in UTF-8, with a header line; commas, double quotes.
+    """The rows of CSVs in UTF-8, with a header line; commas, double quotes.
 
     Args:
-        name: for messages.
-        open_file: opens it anew, as bytes.
+        paths: of files with the same columns, in any order, here or at a URI.
         texts: columns that are not looked at: every cell is the text it is.
         as_written: columns of texts in which a cell may be missing.
+        hands: for the pieces of the files, then for the columns.
 
     Raises:
-        DataError: when it is not in UTF-8, a line has more or fewer cells than the header, or a
-            column is named twice.
+        DataError: when one is not in UTF-8, a line has more or fewer cells than the header, a
+            column is named twice, or the files have different columns.
     """
     import pandas as pd
 
-    header = _header(name, open_file)
-    try:
-        table = _texts(open_file, header)
-    except pa.ArrowInvalid as error:
-        _check_utf8(open_file)
-        raise DataError(f"{name}: {_told(error, header)}") from error
-    with tempfile.TemporaryFile() as spill:
-        columns = {}
-        for position, column in enumerate(header):
-            cells = table.column(position)
-            if column in texts:
-                columns[column] = pd.Series(pd.array(cells, dtype="str"))
-            else:
-                columns[column] = _typed(cells, spill, keep_texts=column in as_written)
-        return pd.DataFrame(columns, copy=False)
+    headers = {path: _header(path) for path in paths}
+    columns = headers[paths[0]]
+    for path, header in headers.items():
+        check_same(paths[0], columns, path, header)
+    files = [
+        _File(path=path, header=header, columns=columns, size=size_of(path))
+        for path, header in headers.items()
+    ]
+    table = _texts(files, hands)
+    asked = {
+        name: _Column(cells=table.column(at), keep_texts=name in as_written)
+        for at, name in enumerate(columns)
+        if name not in texts
+    }
+    found = {name: mapped.texts(table.column(at)) for at, name in enumerate(columns)}
+    typed = hands.map("columns", _typed, asked.values(), len(asked))
+    for name, values in zip(asked, typed, strict=True):
+        if values is not None:
+            found[name] = mapped.series(values)
+    return pd.DataFrame(found, copy=False)
 
 
-def _header(name: str, open_file: Open) -> list[str]:
-    with open_file() as file:
+def _header(path: str) -> tuple[str, ...]:
+    with naming(path), open_file(path) as file:
         lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
         cells = next(csv.reader(lines), None)
     if not cells:
-        raise DataError(f"{name}: is empty: a CSV starts with a line that names its columns")
-    header = [cell or f"Unnamed: {at}" for at, cell in enumerate(cells)]
+        raise DataError(f"{path}: is empty: a CSV starts with a line that names its columns")
+    header = tuple(cell or f"Unnamed: {at}" for at, cell in enumerate(cells))
     if twice := [cell for cell in header if header.count(cell) > 1]:
-        raise DataError(f"{name}: a column is named once, but {twice[0]!r} is there twice")
+        raise DataError(f"{path}: a column is named once, but {twice[0]!r} is there twice")
     return header
 
 
-def _texts(open_file: Open, header: list[str]) -> pa.Table:
+def _texts(files: Sequence[_File], hands: Hands) -> pa.Table:
     """All cells as they are, mapped."""
-    with open_file() as file:
-        reader = pa_csv.open_csv(
-            file,
-            pa_csv.ReadOptions(
-                use_threads=False, block_size=BLOCK, column_names=header, skip_rows=1
-            ),
-            pa_csv.ParseOptions(newlines_in_values=True),
-            pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.large_string()), strings_can_be_null=False
-            ),
-        )
-        with tempfile.NamedTemporaryFile() as spill:
-            with pa.ipc.new_file(spill, reader.schema) as writer:
-                for batch in reader:
-                    writer.write_batch(batch)
-            spill.flush()
-            return pa.ipc.open_file(pa.memory_map(spill.name)).read_all()
+    schema = pa.schema([(name, pa.large_string()) for name in files[0].columns])
+    pieces = (piece for file in files for piece in _pieces(file))
+    total = sum(max(1, round(file.size / PIECE)) for file in files)
+    try:
+        return mapped.table(schema, hands.map("parts of files", _rows, pieces, total))
+    except _MisreadError:
+        # A quote in the middle of a cell can mislead the search for the ends of rows; and where
+        # the file itself is wrong, this counts its lines.
+        return mapped.table(schema, (part for file in files for part in _all_rows(file)))
 
 
-def _typed(cells: pa.ChunkedArray, spill: IO[bytes], *, keep_texts: bool) -> pd.Series:
-    """Whole numbers, numbers, truth values or texts: the first of which all cells are."""
-    import pandas as pd
+def _pieces(file: _File) -> Iterator[_Piece]:
+    """Cut at ends of lines that are outside of quotes."""
+    with naming(file.path), open_file(file.path) as opened:
+        start = at = 0
+        quoted = False
+        # In a file of one column a part of a cell would pass for a row.
+        while len(file.header) > 1 and file.size - at > PIECE:
+            block = opened.read(PIECE)
+            end, within = len(block), quoted ^ bool(block.count(b'"') % 2)
+            quoted = within
+            while (line := block.rfind(b"\n", 0, end)) >= 0:
+                within ^= bool(block.count(b'"', line, end) % 2)
+                if not within:
+                    yield _Piece(file=file, start=start, end=at + line + 1)
+                    start = at + line + 1
+                    break
+                end = line
+            at += len(block)
+        yield _Piece(file=file, start=start, end=file.size)
 
+
+def _rows(piece: _Piece) -> pa.Table:
+    with naming(piece.file.path), open_file(piece.file.path) as opened:
+        content = pa.py_buffer(opened.read_at(piece.end - piece.start, piece.start))
+    try:
+        rows = _reader(pa.BufferReader(content), piece.file, header=not piece.start).read_all()
+    except pa.ArrowInvalid as error:
+        raise _MisreadError(str(error)) from error
+    return rows.select(piece.file.columns)
+
+
+def _all_rows(file: _File) -> Iterator[pa.Table]:
+    """Of a whole file, a few at a time.
+
+    Raises:
+        DataError: where they are none.
+    """
+    with naming(file.path), open_file(file.path) as opened:
+        try:
+            for batch in _reader(opened, file, header=True):
+                yield pa.Table.from_batches([batch]).select(file.columns)
+        except pa.ArrowInvalid as error:
+            _check_utf8(file.path)
+            raise DataError(f"{file.path}: {_told(error, file.header)}") from error
+
+
+def _reader(opened: pa.NativeFile, file: _File, *, header: bool) -> pa_csv.CSVStreamingReader:
+    """
+    Args:
+        header: whether the first line names the columns.
+    """
+    return pa_csv.open_csv(
+        opened,
+        pa_csv.ReadOptions(
+            use_threads=False, block_size=BLOCK, column_names=file.header, skip_rows=int(header)
+        ),
+        pa_csv.ParseOptions(newlines_in_values=True),
+        pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(file.header, pa.large_string()), strings_can_be_null=False
+        ),
+    )
+
+
+def _typed(column: _Column) -> pa.ChunkedArray | None:
+    """Whole numbers, numbers, truth values or texts: the first of which all cells are; None where
+    they stay as they are."""
+    cells = column.cells
     missing = pc.is_in(cells, value_set=pa.array(MISSING, pa.large_string()))
-    present = cells  # mapped, where none is missing
+    changed = None
     if pc.any(missing).as_py():
-        present = pc.if_else(missing, pa.scalar(None, pa.large_string()), cells)
-    if not keep_texts:
-        trimmed = pc.utf8_trim_whitespace(present)
-        for kind in (pa.int64(), pa.float64()):
-            try:
-                found = trimmed.cast(kind)
-            except pa.ArrowInvalid:
-                continue
-            if found.null_count and kind == pa.int64():
-                found = found.cast(pa.float64())
-            return pd.Series(_mapped(found, spill), copy=False)
-        if pc.all(pc.is_in(pc.utf8_lower(trimmed), pa.array(["true", "false"]))).as_py() and (
-            not trimmed.null_count
-        ):
-            truth = pc.equal(pc.utf8_lower(trimmed), "true")
-            return pd.Series(truth.to_numpy(), dtype=bool)
-    return pd.Series(pd.array(present, dtype="str"))
+        changed = pc.if_else(missing, pa.scalar(None, pa.large_string()), cells)
+    if column.keep_texts:
+        return changed
+    trimmed = pc.utf8_trim_whitespace(cells if changed is None else changed)
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            found = trimmed.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        return found.cast(pa.float64()) if found.null_count else found
+    lower = pc.utf8_lower(trimmed)
+    if not lower.null_count and pc.all(pc.is_in(lower, pa.array(["true", "false"]))).as_py():
+        return pc.equal(lower, "true")
+    return changed
 
 
-def _mapped(found: pa.ChunkedArray, spill: IO[bytes]) -> npt.NDArray[Any]:
-    """[n] Numbers, NaN for a gap; on disk, behind what is there already."""
-    dtype = np.dtype(np.int64 if found.type == pa.int64() else np.float64)
-    if len(found) == 0:
-        return np.zeros(0, dtype)
-    start = spill.tell()
-    for chunk in found.chunks:
-        numbers = chunk.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-        spill.write(np.ascontiguousarray(numbers).data)
-    spill.flush()
-    return np.memmap(spill, dtype, "r", offset=start, shape=(len(found),))
-
-
-def _check_utf8(open_file: Open) -> None:
+def _check_utf8(path: str) -> None:
     """
     Raises:
-        UnicodeDecodeError: where it is not.
+        UnicodeDecodeError: where it is not, for `naming`.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with open_file() as file:
+    with open_file(path) as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             decoder.decode(block)
         decoder.decode(b"", final=True)
 
 
-def _told(error: Exception, header: list[str]) -> str:
+def _told(error: Exception, header: Sequence[str]) -> str:
     text = str(error).splitlines()[0]
     if "Expected" in text and "columns" in text:
         return (

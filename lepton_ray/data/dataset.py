@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import ImageData, TableData, TextData
-from lepton_ray.data import drift, features, leaks, preprocess, sources, split, words
+from lepton_ray.data import drift, features, leaks, preprocess, room, sources, split, words
 from lepton_ray.data.drift import Bins
 from lepton_ray.data.fitted import Fitted
+from lepton_ray.data.hands import Hands, Own, enough
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.pretrained import Pixels, Pretrained
 from lepton_ray.data.schema import Schema
 from lepton_ray.data.slices import Groups
 from lepton_ray.errors import DataError
+
+BLOCK = 1 << 23  # bytes of the rows that are prepared together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ def load(
     data: ImageData | TableData | TextData,
     sliced: Sequence[str] = (),
     pretrained: Pretrained | None = None,
+    hands: Hands | None = None,
 ) -> Dataset:
     """Read, split, fit the preprocessing on the training split, apply it to all.
 
@@ -80,6 +84,7 @@ def load(
         sliced: columns to group the test split by, as ``evaluate.slices`` says.
         pretrained: prepares texts by its tokenizer, and images to the size, channels and range it
             was trained on.
+        hands: for many rows.
 
     All samples are held as the model takes them, many rows of a table on disk (see `room`), and
     those of the test split also as the source has them.
@@ -89,7 +94,8 @@ def load(
     """
     own = pretrained.samples if pretrained is not None else None
     pixels = own if isinstance(own, Pixels) else None
-    raw = sources.read(data, sliced, pixels)
+    raw = sources.read(data, sliced, pixels, hands)
+    hands = enough(_size(raw), hands or Own())
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test, groups=raw.groups, times=raw.times)
     columns = {part: _Part(raw.columns, indices) for part, indices in parts.items()}
@@ -102,7 +108,7 @@ def load(
             )
         )
     elif isinstance(data, TableData):
-        fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess)
+        fitted = preprocess.fit_table(raw.kinds, columns["train"], data.preprocess, hands)
     else:
         texts = columns["train"][data.text]
         fitted = preprocess.fit_text(raw.kinds[0], texts, data.preprocess, pretrained)
@@ -110,7 +116,7 @@ def load(
         log = isinstance(data, TableData) and data.target_log
         fitted = preprocess.fit_target(fitted, y[parts["train"]], log)
     samples = {
-        part: Samples(x=fitted.apply(columns[part]), y=y[indices])
+        part: Samples(x=_inputs(fitted, raw, indices, hands), y=y[indices])
         for part, indices in parts.items()
     }
     # The words of the training texts are those that are known: they would tell of no unknown ones.
@@ -128,9 +134,31 @@ def load(
         pretrained=pretrained,
         bins=drift.fit(fitted, columns[unlike]),
         slices={name: groups[parts["test"]] for name, groups in raw.slices.items()},
-        notes=_notes(fitted, raw, pretrained) + _warnings(data, raw, y, parts),
+        notes=_notes(fitted, raw, pretrained) + _warnings(data, raw, y, parts, hands),
         **samples,
     )
+
+
+def _size(raw: sources.Raw) -> int:
+    """Bytes of the rows, about: those of texts are what a hundredth of them has."""
+    texts = [v[:: len(v) // 100 + 1] for v in raw.columns.values() if v.dtype == object]
+    mean = sum(sum(map(len, some)) / len(some) for some in texts)
+    return int(len(raw) * mean) + sum(v.nbytes for v in raw.columns.values())
+
+
+def _inputs(fitted: Preprocess, raw: sources.Raw, rows: split.Indices, hands: Hands) -> Any:
+    """[n, *input_shape] Of these rows, made some at a time."""
+    each = max(1, BLOCK * len(raw) // max(1, _size(raw)))
+    blocks = [rows[at : at + each] for at in range(0, len(rows), each)]
+    asked = ({name: v[some] for name, v in raw.columns.items()} for some in blocks)
+    made: npt.NDArray[Any] | None = None
+    at = 0
+    for x in hands.map("blocks of rows", fitted.apply, asked, len(blocks)):
+        if made is None:
+            made = room.zeros((len(rows), *x.shape[1:]), x.dtype)
+        made[at : at + len(x)] = x
+        at += len(x)
+    return made
 
 
 class _Part(Mapping[str, npt.NDArray[np.generic]]):
@@ -174,11 +202,12 @@ def _warnings(
     raw: sources.Raw,
     y: npt.NDArray[Any],
     parts: dict[str, split.Indices],
+    hands: Hands,
 ) -> tuple[str, ...]:
     told = split.check_labels(raw.names, y, parts) if raw.names else ""
     if isinstance(data, ImageData):
         return (told,) if told else ()
-    found = leaks.warnings(raw.kinds, raw.columns, y, parts, data.split, raw.groups)
+    found = leaks.warnings(raw.kinds, raw.columns, y, parts, data.split, raw.groups, hands)
     return (*((told,) if told else ()), *found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from lepton_ray.config.schema import TablePreprocess
 from lepton_ray.data import dates
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError
 
@@ -137,6 +139,7 @@ def fit(
     columns: tuple[Column, ...],
     values: Mapping[str, npt.NDArray[Any]],
     settings: TablePreprocess,
+    hands: Hands,
 ) -> tuple[tuple[Column, ...], tuple[Feature, ...]]:
     """The columns with what the training rows say of them, and their features.
 
@@ -151,9 +154,17 @@ def fit(
                 f"data.preprocess.log names {name!r}, but the columns of numbers are "
                 f"{', '.join(sorted(numbers)) or 'none'}: take it out"
             )
-    fits = {"number": _fit_number, "category": _fit_category, "date": _fit_date}
-    found = [fits[column.kind](column, values[column.name], settings) for column in columns]
+    asked = ((column, values[column.name]) for column in columns)
+    found = list(hands.map("columns to fit", partial(_fit, settings), asked, len(columns)))
     return tuple(column for column, _ in found), tuple(feature for _, feature in found)
+
+
+def _fit(
+    settings: TablePreprocess, asked: tuple[Column, npt.NDArray[Any]]
+) -> tuple[Column, Feature]:
+    fits = {"number": _fit_number, "category": _fit_category, "date": _fit_date}
+    column, values = asked
+    return fits[column.kind](column, values, settings)
 
 
 def _fit_number(

@@ -7,8 +7,7 @@ import importlib
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ import pyarrow.fs as pafs
 
 from lepton_ray import storage
 from lepton_ray.config.schema import Source
-from lepton_ray.data import csvs
+from lepton_ray.data import csvs, files, parquets
+from lepton_ray.data.hands import Hands, Own, enough
 from lepton_ray.errors import DataError, StoreError
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ PATTERN = re.compile(r"[*?\[]")
 
 
 def read(
-    source: Source, texts: Collection[str] = (), as_written: Collection[str] = ()
+    source: Source,
+    texts: Collection[str] = (),
+    as_written: Collection[str] = (),
+    hands: Hands | None = None,
 ) -> pd.DataFrame:
     """The rows of all that a source names, one after the other.
 
@@ -38,32 +41,62 @@ def read(
         texts: columns whose cells are texts as they stand, also ``123``, ``NA`` and nothing, which
             a CSV cannot tell from numbers and missing values.
         as_written: columns of a CSV whose cells are texts, also ``0123``, or missing.
+        hands: for large CSV and Parquet files.
+
+    Several files are of the columns of the first. CSVs together, and Parquet files, are as one that
+    holds all of their rows, on disk; what else is named together is put together in memory.
 
     Raises:
         DataError: when something is missing, of another kind, or cannot be read, or the files have
             different columns.
     """
+    named = (source,) if isinstance(source, str) else source
+    found = [(one, find(one) if _is_files(one) else None) for one in named]
+    paths = [path for _, some in found for path in some or ()]
+    hands = enough(sum(map(files.size_of, paths)), hands or Own())
+    if all(some is not None for _, some in found):
+        if all(path.endswith(".csv") for path in paths):
+            return _with_texts(csvs.read(paths, texts, as_written, hands), texts)
+        if all(path.endswith(".parquet") for path in paths):
+            return _with_texts(parquets.read(paths, hands), texts)
+    return _with_texts(_one_after_the_other(found, texts, as_written, hands), texts)
+
+
+def _is_files(source: str) -> bool:
+    return not source.startswith(SKLEARN) and not FUNCTION.fullmatch(source)
+
+
+def _one_after_the_other(
+    found: Sequence[tuple[str, list[str] | None]],
+    texts: Collection[str],
+    as_written: Collection[str],
+    hands: Hands,
+) -> pd.DataFrame:
+    """Of several kinds, in memory.
+
+    Args:
+        found: each source and its files, where it has any.
+    """
     import pandas as pd
 
     frames: dict[str, pd.DataFrame] = {}
-    for one in (source,) if isinstance(source, str) else source:
+    for one, paths in found:
         if one.startswith(SKLEARN):
             frames[one] = sklearn_table(one.removeprefix(SKLEARN))
-        elif FUNCTION.fullmatch(one):
+        elif paths is None:
             frames[one] = _called(one)
-        else:
-            for path in find(one):
-                frames[path] = _read_file(path, texts, as_written)
+        for path in paths or ():
+            if path.endswith(".csv"):
+                frames[path] = csvs.read([path], texts, as_written, hands)
+            elif path.endswith(".parquet"):
+                frames[path] = parquets.read([path], hands)
+            else:
+                with files.naming(path):
+                    frames[path] = pd.DataFrame(_json_lines(path))
     (first, whole), *others = frames.items()
     for path, frame in others:
-        if set(frame.columns) != set(whole.columns):
-            lacks = sorted(map(str, set(whole.columns) - set(frame.columns)))
-            more = sorted(map(str, set(frame.columns) - set(whole.columns)))
-            said = f"lacks {lacks[0]!r}" if lacks else f"has {more[0]!r} besides"
-            raise DataError(f"{path}: must have the columns of {first}, but {said}")
-    if not others:
-        return _with_texts(whole, texts)
-    return _with_texts(pd.concat(list(frames.values()), ignore_index=True), texts)
+        files.check_same(first, whole.columns, path, frame.columns)
+    return pd.concat(list(frames.values()), ignore_index=True) if others else whole
 
 
 def find(source: str) -> list[str]:
@@ -136,31 +169,6 @@ def _called(name: str) -> pd.DataFrame:
     )
 
 
-def _read_file(path: str, texts: Collection[str], as_written: Collection[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    filesystem, at = storage.open_folder(path)
-    open_file = partial(filesystem.open_input_file, at)
-    try:
-        if path.endswith(".parquet"):
-            with open_file() as file:
-                return pd.read_parquet(file)
-        if path.endswith(".jsonl"):
-            return pd.DataFrame(_json_lines(path, open_file))
-        return csvs.read(path, open_file, texts, as_written)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: must be in UTF-8, but has byte 0x{error.object[error.start]:02x} "
-            f"({error.reason}): save it as UTF-8, or convert it with iconv -t utf-8"
-        ) from error
-    except UnicodeEncodeError as error:  # JSON can say half of a surrogate pair
-        raise DataError(
-            f"{path}: must be valid Unicode, but holds {error.object[error.start]!r} alone"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-
-
 def _with_texts(frame: pd.DataFrame, texts: Collection[str]) -> pd.DataFrame:
     for name in texts:
         if name in frame.columns:
@@ -168,10 +176,10 @@ def _with_texts(frame: pd.DataFrame, texts: Collection[str]) -> pd.DataFrame:
     return frame
 
 
-def _json_lines(path: str, open_file: csvs.Open) -> Iterator[dict[str, Any]]:
+def _json_lines(path: str) -> Iterator[dict[str, Any]]:
     """Every line's object, with the standard library's parser, which HTTP bodies go through too:
     pandas' own rounds numbers, and drops half a surrogate pair."""
-    with open_file() as opened, io.TextIOWrapper(opened, "utf-8") as file:
+    with files.open_file(path) as opened, io.TextIOWrapper(opened, "utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield json_row(line, f"{path}: line {number}")

@@ -7,6 +7,7 @@ whether a column is known before the answer is.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from lepton_ray.config.schema import Split
 from lepton_ray.data import dates
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.schema import Column
 
 Indices = npt.NDArray[np.int64]
@@ -29,16 +31,19 @@ def warnings(
     y: npt.NDArray[Any],
     parts: Mapping[str, Indices],
     split: Split,
-    groups: npt.NDArray[Any] | None = None,
+    groups: npt.NDArray[Any] | None,
+    hands: Hands,
 ) -> tuple[str, ...]:
     """Of a table or of texts, each with its way out.
 
     Args:
         y: [n] index of the class, or the number to predict; or [n, labels] 1 for each that it has.
     """
+    train = parts["train"]
+    asked = ((kind, columns[kind.name][train]) for kind in kinds)
     found = [
         _duplicates(columns, parts),
-        *(_telling(kind, columns[kind.name], y, parts["train"]) for kind in kinds),
+        *hands.map("columns to check", partial(_telling, y[train]), asked, len(kinds)),
         *(
             _backwards(kind, columns[kind.name], parts)
             for kind in kinds
@@ -80,11 +85,11 @@ def _add(rows: npt.NDArray[np.uint64], values: npt.NDArray[Any]) -> None:
         rows[:] = rows * MIX + pd.util.hash_array(values)
 
 
-def _telling(column: Column, values: npt.NDArray[Any], y: npt.NDArray[Any], train: Indices) -> str:
+def _telling(y: npt.NDArray[Any], asked: tuple[Column, npt.NDArray[Any]]) -> str:
     """Whether one column alone says the target in every training row."""
+    column, values = asked
     if column.kind == "text":
         return ""
-    values, y = values[train], y[train]
     what = "the target" if y.ndim == 1 else "a label"
     says = f"column {column.name!r} alone tells {what} in every training row"
     out = f"if it is known only after it, leave it out with data.drop: [{column.name}]"

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from lepton_ray.config.schema import TablePreprocess, TextPreprocess
 from lepton_ray.data import features, room, words
 from lepton_ray.data.features import Feature, signed_log
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.pretrained import Pixels, Pretrained, Words
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError
@@ -256,9 +257,10 @@ def fit_table(
     columns: tuple[Column, ...],
     values: Mapping[str, npt.NDArray[np.generic]],
     settings: TablePreprocess,
+    hands: Hands,
 ) -> Preprocess:
     """See `features.fit`."""
-    fitted, found = features.fit(columns, values, settings)
+    fitted, found = features.fit(columns, values, settings, hands)
     return Preprocess(columns=fitted, features=found)
 
 

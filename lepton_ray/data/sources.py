@@ -23,6 +23,7 @@ from lepton_ray.data import (
     tables,
     words,
 )
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.pretrained import Pixels
 from lepton_ray.data.schema import Column
 from lepton_ray.data.slices import Groups
@@ -69,12 +70,14 @@ def read(
     data: ImageData | TableData | TextData,
     sliced: Sequence[str] = (),
     pixels: Pixels | None = None,
+    hands: Hands | None = None,
 ) -> Raw:
     """The samples of a data section.
 
     Args:
         sliced: columns to group the samples by, see `slices`.
         pixels: of a pretrained model, whose colours and, unless another is set, size pictures get.
+        hands: for large files, see `frames.read`.
 
     Raises:
         DataError: when the source is missing, of another format, or holds no samples.
@@ -82,9 +85,9 @@ def read(
     if isinstance(data, ImageData):
         raw = _read_images(data, pixels)
     elif isinstance(data, TableData):
-        raw = _read_table(data, sliced)
+        raw = _read_table(data, sliced, hands)
     else:
-        raw = _read_texts(data, sliced)
+        raw = _read_texts(data, sliced, hands)
     if len(raw) == 0:
         raise DataError(f"data.source {data.source!r} holds no samples")
     pa.default_memory_pool().release_unused()  # of each column's texts
@@ -292,9 +295,9 @@ def _check_split(data: TableData | TextData, frame: pd.DataFrame, name: str, set
         )
 
 
-def _read_table(data: TableData, sliced: Sequence[str]) -> Raw:
+def _read_table(data: TableData, sliced: Sequence[str], hands: Hands | None) -> Raw:
     written = [name for name, kind in data.types.items() if kind != "number"]
-    frame = frames.read(data.source, texts=_separated(data), as_written=written)
+    frame = frames.read(data.source, _separated(data), written, hands)
     _check_columns(data, frame, [*data.targets, *data.drop])
     values, kinds = tables.columns(data, frame)
     names, found = _classes_or_labels(data, frame)
@@ -320,8 +323,8 @@ def _target_name(data: TableData | TextData) -> str:
     return data.target if isinstance(data.target, str) else "labels"
 
 
-def _read_texts(data: TextData, sliced: Sequence[str]) -> Raw:
-    frame = frames.read(data.source, texts=[data.text, *_separated(data)])
+def _read_texts(data: TextData, sliced: Sequence[str], hands: Hands | None) -> Raw:
+    frame = frames.read(data.source, [data.text, *_separated(data)], hands=hands)
     _check_columns(data, frame, [data.text, *data.targets])
     texts = frame[data.text].to_numpy(dtype=object)
     longest = data.preprocess.characters

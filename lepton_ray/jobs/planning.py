@@ -18,9 +18,11 @@ from lepton_ray import data
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data import decision
 from lepton_ray.data.dataset import Dataset
+from lepton_ray.data.hands import Hands, Own
 from lepton_ray.errors import ExperimentError, TrainingError, nearest
-from lepton_ray.jobs import cluster_file, prices, session
+from lepton_ray.jobs import cluster_file, hands, prices, session
 from lepton_ray.jobs.costs import Fit, fit
+from lepton_ray.terminal import Silent, Terminal
 from lepton_ray.tracking import store
 from lepton_ray.training.loop import Replica
 from lepton_ray.tuning import space
@@ -89,7 +91,9 @@ class Plan:
         )
 
 
-def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Plan, Dataset]:
+def make_plan(
+    experiment: Experiment, *, address: str | None = None, terminal: Terminal | None = None
+) -> tuple[Plan, Dataset]:
     """Check the experiment against its data, its model, the store and the cluster; try one step.
 
     Raises:
@@ -99,14 +103,18 @@ def make_plan(experiment: Experiment, *, address: str | None = None) -> tuple[Pl
     available, kinds = _look(address, at_processors=exact_together)
     session.check_room(experiment.workers, session.possible(available), _where(address))
     session.check_alike(kinds, _where(address))
-    return _make_plan(experiment, available)
+    return _make_plan(experiment, available, hands.of_session(terminal or Silent()))
 
 
-def _make_plan(experiment: Experiment, available: Mapping[str, float]) -> tuple[Plan, Dataset]:
+def _make_plan(
+    experiment: Experiment, available: Mapping[str, float], preparing: Hands
+) -> tuple[Plan, Dataset]:
     store.check()
     if experiment.tune is not None:
         space.check(experiment)
-    dataset = data.load(experiment.data, experiment.evaluate.slices, experiment.model.name)
+    dataset = data.load(
+        experiment.data, experiment.evaluate.slices, experiment.model.name, preparing
+    )
     on_gpu = experiment.workers.gpus > 0 and torch.cuda.is_available()
     replica = Replica(experiment, dataset, device=torch.device("cuda" if on_gpu else "cpu"))
     decision.check(experiment.evaluate, dataset.schema)
@@ -189,7 +197,7 @@ def plan_on(
         cpus = float(os.cpu_count() or 1) if kind.cpus is None else kind.cpus
         room["CPU"] += kind.maximum * cpus
         room["GPU"] += kind.maximum * kind.gpus
-    plan, _ = _make_plan(experiment, room)
+    plan, _ = _make_plan(experiment, room, Own())
     return plan, fit(file, experiment.workers, plan.tune_s + plan.train_s, table)
 
 

@@ -116,7 +116,9 @@ class Run:
         with session.session(self._address):
             if "serve" in stages:
                 endpoint.check_free(f"{experiment.name}@champion", share=True)
-            plan, self._dataset = make_plan(experiment, address=self._address)
+            plan, self._dataset = make_plan(
+                experiment, address=self._address, terminal=self._terminal
+            )
             say(plan.table())
             self._tracker = Tracker(experiment.name, local_root(experiment.storage) / "artifacts")
             if not self._resume and not self._add_trials:

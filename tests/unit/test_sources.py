@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lepton_ray import data
 from lepton_ray.config.schema import TableData
-from lepton_ray.data import frames
+from lepton_ray.data import csvs, frames
 from lepton_ray.errors import DataError
 
 
@@ -130,6 +132,52 @@ def test_rows_behind_many_blocks_are_of_one_type(tmp_path: Path, monkeypatch: An
     frame = frames.read(str(tmp_path / "t.csv"))
     assert frame["text"].tolist()[-2:] == ["2999", "x"]
     assert frame["number"].tolist()[-2:] == [2999, 0.5]
+
+
+QUOTED = 'a,"said, or ""said""",y\n' + "".join(
+    f'{n},"{n} lines\n{n % 3 * "more, "}\nof ""it""",{"pq"[n % 2]}\n' for n in range(900)
+)
+STRAY = "a,inches,y\n" + "".join(f'{n},{n}",{"pq"[n % 2]}\n' for n in range(900))
+
+
+@pytest.mark.parametrize("content", [QUOTED, QUOTED.replace("\n", "\r\n"), STRAY])
+def test_parts_of_a_csv_are_whole_rows(tmp_path: Path, monkeypatch: Any, content: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(content, newline="")
+    whole = frames.read(str(path))
+    monkeypatch.setattr(csvs, "PIECE", 1 << 10)
+    if content is not STRAY:  # whose quotes close nothing
+        monkeypatch.setattr(csvs, "_all_rows", None)
+    pd.testing.assert_frame_equal(frames.read(str(path)), whole)
+    assert len(whole) == 900
+
+
+def test_columns_of_parquet_files_are_of_what_holds_both(tmp_path: Path) -> None:
+    """Whole numbers with gaps, texts that are stored as categories, an index that is no column."""
+    first = pd.DataFrame({"n": [1, 2], "s": pd.Categorical(["a", "b"]), "d": [True, False]})
+    second = pd.DataFrame({"d": [True, True], "s": ["c", None], "n": [0.5, None]})
+    first.index = pd.Index([7, 8], name="id")
+    first.to_parquet(tmp_path / "1.parquet")
+    second.to_parquet(tmp_path / "2.parquet")
+    pq.write_table(
+        pa.table({"n": [4, None], "s": ["d", "e"], "d": [True, False]}), tmp_path / "3.parquet"
+    )
+    frame = frames.read(str(tmp_path))
+    assert list(frame.columns) == ["n", "s", "d"]
+    np.testing.assert_array_equal(frame["n"], [1, 2, 0.5, np.nan, 4, np.nan])
+    assert frame["s"].isna().tolist() == [False] * 3 + [True] + [False] * 2
+    assert frame["s"].dropna().tolist() == ["a", "b", "c", "d", "e"]
+    assert frame["d"].tolist() == [True, False, True, True, True, False]
+
+
+def test_columns_of_parquet_files_with_nothing_in_common_are_named(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1], "y": ["p"]}).to_parquet(tmp_path / "1.parquet")
+    pd.DataFrame({"a": ["x"], "y": ["p"]}).to_parquet(tmp_path / "2.parquet")
+    (tmp_path / "3.parquet").write_text("none")
+    with pytest.raises(DataError, match="2.parquet: column 'a' is large_string, but in .* int64"):
+        frames.read([str(tmp_path / "1.parquet"), str(tmp_path / "2.parquet")])
+    with pytest.raises(DataError, match="3.parquet: cannot be read"):
+        frames.read(str(tmp_path / "3.parquet"))
 
 
 MEASURED = """

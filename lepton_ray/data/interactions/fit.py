@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from lepton_ray.config.schema import TablePreprocess
 from lepton_ray.data import preprocess
+from lepton_ray.data.hands import Own
 from lepton_ray.data.interactions.source import Interactions
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.schema import Column
@@ -247,7 +248,7 @@ def _fit_side(
         return Side(id=column, features=None, table=table)
     kinds = tuple(c for c in train.kinds if c.name in features)
     values = {c.name: train.features[c.name][first] for c in kinds}
-    fitted = preprocess.fit_table(kinds, values, TablePreprocess(missing="median"))
+    fitted = preprocess.fit_table(kinds, values, TablePreprocess(missing="median"), Own())
     encoded = fitted.apply(values)
     zeros = np.zeros((1, encoded.shape[1]), np.float32)
     fitted = replace(fitted, columns=tuple(replace(c, lookup=True) for c in fitted.columns))

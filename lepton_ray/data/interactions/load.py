@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lepton_ray.config.schema import InteractionData
 from lepton_ray.data.dataset import Dataset, Samples
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.interactions import source
 from lepton_ray.data.interactions.fit import InteractionFit, fit
 from lepton_ray.data.interactions.source import Indices, Interactions
@@ -50,13 +51,13 @@ class Positives(Samples):
         return found
 
 
-def load(data: InteractionData) -> Dataset:
+def load(data: InteractionData, hands: Hands | None = None) -> Dataset:
     """Read, divide, and fit on the training interactions.
 
     Raises:
         DataError: see `source`.
     """
-    all_ = source.read(data)
+    all_ = source.read(data, hands)
     rows = source.divide(data, all_)
     parts = {name: all_.take(some) for name, some in rows.items()}
     ranking = data.task == "ranking"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lepton_ray.config.schema import InteractionData
 from lepton_ray.data import frames
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.order import generator
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError, nearest
@@ -54,13 +55,13 @@ class Interactions:
         )
 
 
-def read(data: InteractionData) -> Interactions:
+def read(data: InteractionData, hands: Hands | None = None) -> Interactions:
     """The interactions of a source.
 
     Raises:
         DataError: for missing columns, ids, ratings and times.
     """
-    frame = frames.read(data.source, texts=[data.user, data.item])
+    frame = frames.read(data.source, [data.user, data.item], hands=hands)
     if len(frame) == 0:
         raise DataError(f"data.source {data.source!r} holds no interactions")
     named = [data.user, data.item, data.rating, data.time]

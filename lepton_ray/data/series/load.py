@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from lepton_ray.config.schema import SeriesData
 from lepton_ray.data.dataset import Dataset, Samples
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.schema import Column, Schema
 from lepton_ray.data.series import source
 from lepton_ray.data.series.clock import Clock, Times, parse
@@ -135,13 +136,13 @@ def columns_of(made: Windows) -> dict[str, Any]:
     return columns
 
 
-def load(data: SeriesData) -> Dataset:
+def load(data: SeriesData, hands: Hands | None = None) -> Dataset:
     """Read, divide by time, and fit scales on the training part.
 
     Raises:
         DataError: see `source.read`; and where history and horizon do not fit into a part.
     """
-    read = source.read(data)
+    read = source.read(data, hands)
     bounds = _bounds(data, read)
     fitted = _fit(data, read, bounds[0])
     track = _track(read)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lepton_ray.config.schema import SeriesData
 from lepton_ray.data import frames
+from lepton_ray.data.hands import Hands
 from lepton_ray.data.interactions.source import id_text, shown
 from lepton_ray.data.series.clock import Clock, Times, guess
 from lepton_ray.errors import DataError, nearest
@@ -50,14 +51,14 @@ class Source:
         return self.clock.shift(np.full(len(one.values), one.first), np.arange(len(one.values)))
 
 
-def read(data: SeriesData) -> Source:
+def read(data: SeriesData, hands: Hands | None = None) -> Source:
     """The series of a source.
 
     Raises:
         DataError: for missing columns, times that are none, unsorted, repeated, between two steps
             or left out, and values that are no numbers.
     """
-    frame = frames.read(data.source, texts=[data.id] if data.id else [])
+    frame = frames.read(data.source, [data.id] if data.id else [], hands=hands)
     if len(frame) == 0:
         raise DataError(f"data.source {data.source!r} holds no rows")
     covariates = [*data.covariates.known, *data.covariates.past]

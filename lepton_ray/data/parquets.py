@@ -1,0 +1,105 @@
+"""Parquet files of any size as columns on disk, see `mapped`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lepton_ray.data import mapped
+from lepton_ray.data.files import check_same, naming, open_file
+from lepton_ray.data.hands import Hands
+from lepton_ray.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """A row group of a file, and what its columns are in all files together."""
+
+    path: str
+    number: int
+    schema: pa.Schema
+
+
+def read(paths: Sequence[str], hands: Hands) -> pd.DataFrame:
+    """The rows of files with the same columns.
+
+    Args:
+        paths: here or at a URI.
+        hands: for the row groups.
+
+    Raises:
+        DataError: when one cannot be read, the files have different columns, or a column is of
+            types that have nothing in common.
+    """
+    import pandas as pd
+
+    schemas: dict[str, pa.Schema] = {}
+    groups: dict[str, int] = {}
+    for path in paths:
+        with naming(path), open_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            schemas[path], groups[path] = _plain(parquet.schema_arrow), parquet.num_row_groups
+    schema = schemas[paths[0]]
+    for path, found in schemas.items():
+        check_same(paths[0], schema.names, path, found.names)
+        schema = _together(schema, found, paths[0], path)
+    asked = (
+        _Group(path=path, number=number, schema=schema)
+        for path, count in groups.items()
+        for number in range(count)
+    )
+    table = mapped.table(schema, hands.map("row groups", _rows, asked, sum(groups.values())))
+    return pd.DataFrame(
+        {
+            name: mapped.texts(values)
+            if pa.types.is_large_string(values.type)
+            else mapped.series(values)
+            for name, values in zip(table.column_names, table.columns, strict=True)
+        },
+        copy=False,
+    )
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """Texts of one type however they are stored, and no index of a data frame."""
+    index = (schema.pandas_metadata or {}).get("index_columns", [])
+    return pa.schema(
+        [(field.name, _type(field.type)) for field in schema if field.name not in index]
+    )
+
+
+def _type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.large_string() if pa.types.is_string(kind) else kind
+
+
+def _together(schema: pa.Schema, other: pa.Schema, first: str, path: str) -> pa.Schema:
+    fields = []
+    for field in schema:
+        try:
+            both = pa.unify_schemas(
+                [pa.schema([field]), pa.schema([other.field(field.name)])],
+                promote_options="permissive",
+            )
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            raise DataError(
+                f"{path}: column {field.name!r} is {other.field(field.name).type}, but in {first} "
+                f"{field.type}: write them as one type"
+            ) from None
+        fields.append(both.field(0))
+    return pa.schema(fields)
+
+
+def _rows(group: _Group) -> pa.Table:
+    with naming(group.path), open_file(group.path) as file:
+        names = group.schema.names
+        rows = pq.ParquetFile(file).read_row_group(group.number, columns=names, use_threads=False)
+        return rows.select(names).replace_schema_metadata().cast(group.schema)
