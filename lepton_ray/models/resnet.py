@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lepton_ray.models.layout import pixel_wise
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions beside the input itself."""
@@ -45,7 +47,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, classes] of images [n, channels, height, width]."""
-        maps = torch.relu(self.norm(self.body(self.stem(x))))
+        maps = torch.relu(self.norm(self.body(self.stem(pixel_wise(x)))))
         logits: Tensor = self.head(self.dropout(maps.mean((2, 3))))
         return logits
 
