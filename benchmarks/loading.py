@@ -10,6 +10,8 @@
   prepares a CSV of 1 GB (`--quick`: 100 MB) of 8 numbers and 4 categories of 20 texts. What is
   mapped from disk is not counted, because the system takes it back when it is short; ``peak_gb``
   under ``detail`` has that too.
+- ``cluster_over_own``: how many times as fast the same file is prepared by a Ray cluster of all
+  processors here as by one process, in turns; and the most memory that the driver has then.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import _report
 
-CASES = ("images", "tables", "csv")
+CASES = ("images", "tables", "csv", "cluster")
 ROWS = 200_000  # generated at a time
 READ = """
 import json, resource, sys, threading, time
@@ -48,11 +50,18 @@ from lepton_ray import data
 from lepton_ray.config import validate
 section = {"kind": "table", "source": sys.argv[1], "target": "y"}
 asked = validate({"name": "large", "data": section, "model": {"name": "mlp"}})
+hands = None
+if sys.argv[2] == "cluster":
+    import os, ray
+    from lepton_ray.jobs.hands import ClusterHands
+    from lepton_ray.terminal import Silent
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
+    hands = ClusterHands(Silent())
 start = time.monotonic()
-dataset = data.load(asked.data)
+dataset = data.load(asked.data, hands=hands)
 rows = sum(map(len, (dataset.train, dataset.validation, dataset.test)))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = {"gb": most / 1e6, "peak_gb": peak / 1e6, "rows": rows}
+found = {"gb": most / 1e6, "peak_gb": peak / 1e6, "rows": rows, "digest": dataset.digest}
 print(json.dumps(found | {"seconds": time.monotonic() - start}))
 """
 
@@ -110,19 +119,38 @@ def loader_over_training(images: bool, repeats: int, steps: int) -> dict[str, An
     return _report.ratio(rates["loader"], rates["training"]) | each
 
 
+def prepared(path: Path, by: str) -> dict[str, Any]:
+    """What a fresh process took to prepare a CSV, with the hands of a cluster or its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(path), by],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"file_gb": path.stat().st_size / 1e9}
+
+
 def csv_memory(size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.csv"
         write_csv(path, size)
-        done = subprocess.run(
-            [sys.executable, "-c", READ, str(path)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found | {"file_gb": path.stat().st_size / 1e9}
+        return prepared(path, "own")
+
+
+def cluster_over_own(size: int, repeats: int) -> dict[str, Any]:
+    """Their seconds; each makes the same of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.csv"
+        write_csv(path, size)
+        runs: dict[str, list[dict[str, Any]]] = {"own": [], "cluster": []}
+        for _ in range(repeats):
+            for by, done in runs.items():
+                done.append(prepared(path, by))
+    assert len({run["digest"] for done in runs.values() for run in done}) == 1
+    seconds = {by: [run["seconds"] for run in done] for by, done in runs.items()}
+    return _report.ratio(seconds["own"], seconds["cluster"]) | runs
 
 
 def write_csv(path: Path, size: int) -> None:
@@ -153,6 +181,10 @@ def main() -> None:
         if case == "csv":
             detail[case] = csv_memory(100_000_000 if options.quick else 1_000_000_000)
             figures["csv_memory_gb"] = detail[case]["gb"]
+        elif case == "cluster":
+            size, repeats = (200_000_000, 1) if options.quick else (1_000_000_000, 3)
+            detail[case] = cluster_over_own(size, repeats)
+            figures["cluster_over_own"] = detail[case]["median"]
         else:
             repeats, steps = (3, 20) if options.quick else (7, 60)
             detail[case] = loader_over_training(case == "images", repeats, steps)

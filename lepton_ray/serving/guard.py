@@ -31,6 +31,10 @@ logger = logging.getLogger("ray.serve")  # into the replica's log, which Serve k
 # A load balancer has no key; nor has a browser, whose page (which says nothing) asks for one.
 OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 OVERLOADED_S = 1.0  # after which a client that was sent away may come again
+# A caller who comes again at once, whatever is said, takes the time of an answer each time: the
+# refusal comes late, and to wait costs nothing.
+HELD_S = 0.5
+HELD = 1000  # callers who are kept waiting for a refusal at a time
 GONE = 499  # the client went before its answer, and it was noticed; seen in the log only
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "lepton_ray.exchange"
@@ -103,7 +107,8 @@ class Guard:
         self._metrics = metrics
         self._log = log
         self._echo = echo
-        self.inside = 0  # requests
+        self.inside = 0  # requests, but for those that only wait to be refused
+        self._held = 0
         self.took_s = 0.0  # the last answer of a model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,6 +155,8 @@ class Guard:
             return
         except RefusedError as error:
             refused = error
+            if error.status == 429:
+                await self._hold()
         except TimeoutError:
             within = f"within {self._limits.timeout_s:g} s"
             refused = (
@@ -186,6 +193,18 @@ class Guard:
                 f"a replica takes {self._limits.queue} requests at a time: come again later",
                 retry_after_s=OVERLOADED_S,
             )
+
+    async def _hold(self) -> None:
+        """Keep a caller waiting who comes too often, or finds no room."""
+        if self._held >= HELD:
+            return
+        self.inside -= 1
+        self._held += 1
+        try:
+            await asyncio.sleep(HELD_S)
+        finally:
+            self._held -= 1
+            self.inside += 1
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
         if exchange.version:

@@ -14,7 +14,7 @@ import pytest
 from lepton_ray.cli import main
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import ServingError
-from lepton_ray.serving import endpoint, follower, keys
+from lepton_ray.serving import endpoint, follower, guard, keys
 from lepton_ray.serving.access import MOST, AccessLog
 from lepton_ray.serving.board import FORGET_S, GONE_S, Board
 from lepton_ray.serving.follower import About, Follower, KeySource, Told
@@ -321,7 +321,7 @@ def test_a_model_is_served_once_on_a_cluster(
 # --- limits --------------------------------------------------------------------------------------
 
 
-def test_more_than_the_queue_is_429_at_once_and_the_queue_is_answered(people: Runtime) -> None:
+def test_more_than_the_queue_is_429_and_the_queue_is_answered(people: Runtime) -> None:
     app = apps.app(people, queue=3)
     free = asyncio.Event()
     app.local.before = free.wait
@@ -342,6 +342,37 @@ def test_more_than_the_queue_is_429_at_once_and_the_queue_is_answered(people: Ru
 
     assert sorted(asyncio.run(ask())) == [200] * 3 + [429] * 5
     assert app.post("/predict", json={"rows": [ROW]}).status_code == 200
+
+
+def test_who_comes_too_often_waits_for_the_refusal_and_takes_no_room(
+    people: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = apps.app(people, queue=1)
+    monkeypatch.setattr(guard, "HELD_S", 60.0)
+    monkeypatch.setattr(guard, "HELD", 2)
+
+    async def ask() -> None:
+        def asked() -> asyncio.Task[Any]:
+            return asyncio.create_task(app.later("POST", "/predict", json={"rows": [ROW]}))
+
+        go_on = asyncio.Event()
+        app.local.before = go_on.wait
+        first = asked()
+        while not app.asgi.inside:
+            await asyncio.sleep(0.01)
+        kept = [asked(), asked()]
+        at_once = await asked()  # no more than so many are kept waiting
+        assert at_once.status_code == 429
+        go_on.set()
+        assert (await first).status_code == 200
+        assert (await asked()).status_code == 200
+        assert not any(task.done() for task in kept)
+        for task in kept:
+            task.cancel()
+        await asyncio.gather(*kept, return_exceptions=True)
+        assert app.asgi.inside == 0
+
+    asyncio.run(asyncio.wait_for(ask(), 60))
 
 
 def test_an_answer_that_takes_too_long_is_503(people: Runtime) -> None:
