@@ -31,12 +31,17 @@ def open_folder(folder: str, *, patient: bool = False) -> tuple[pafs.FileSystem,
             what may not be lost. Google's is given 15 minutes by its own client.
 
     Raises:
-        StoreError: for a URI pyarrow does not know.
+        StoreError: for a URI that pyarrow, and for ``hf://`` the hub's own package, does not know.
     """
     if not is_uri(folder):
         return pafs.LocalFileSystem(), str(Path(folder).absolute())
     try:
         filesystem, path = pafs.FileSystem.from_uri(folder)
+    except ImportError as error:
+        raise StoreError(
+            f"{folder!r} is read by a package that is not installed ({error}): "
+            "pip install 'lepton-ray[hf]' for hf://"
+        ) from error
     except (OSError, ValueError) as error:
         raise StoreError(
             f"storage {folder!r} cannot be opened: {error}; use a folder, s3://BUCKET/PATH or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from lepton_ray import data
 from lepton_ray.config.schema import TableData
 from lepton_ray.data import csvs, frames
 from lepton_ray.errors import DataError
+from tests import hub
 
 
 def rows(first: int = 0, n: int = 40) -> pd.DataFrame:
@@ -63,6 +65,38 @@ def test_rows_of_all_that_is_named_come_one_after_the_other(parts: Path, source:
     pd.testing.assert_frame_equal(frame[["a", "b", "c", "y"]], rows(0, 120), check_dtype=False)
     section = {"kind": "table", "source": named, "target": "y"}
     assert TableData.model_validate(section).source == tuple(named)
+
+
+ON_THE_HUB = """
+from lepton_ray.data import frames
+from lepton_ray.errors import DataError
+print(frames.read("hf://datasets/owner/films/parts/[12].parquet")["a"].tolist())
+print(frames.read("hf://datasets/owner/films")["a"].tolist())
+for wrong in ("hf://datasets/owner/none", "hf://datasets/owner/films/none.csv"):
+    try:
+        frames.read(wrong)
+    except DataError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def test_rows_of_a_data_set_on_the_hub(tmp_path: Path) -> None:
+    """By the hub's own client, which takes its address when it is first imported."""
+    folder = tmp_path / "films" / "parts"
+    folder.mkdir(parents=True)
+    for part in (1, 2, 3):
+        rows(10 * part, 10).to_parquet(folder / f"{part}.parquet")
+    with hub.serving(tmp_path / "films", "owner/films") as address:
+        told = subprocess.run(
+            [sys.executable, "-c", ON_THE_HUB],
+            env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+    assert told[:2] == [str([*range(10, 30)]), str([*range(10, 40)])]
+    assert "'hf://datasets/owner/none' cannot be read" in told[2]
+    assert "'hf://datasets/owner/films/none.csv' does not exist" in told[3]
 
 
 def test_parts_of_other_columns_are_named(parts: Path) -> None:
