@@ -95,7 +95,9 @@ def load(
     own = pretrained.samples if pretrained is not None else None
     pixels = own if isinstance(own, Pixels) else None
     raw = sources.read(data, sliced, pixels, hands)
-    hands = enough(_size(raw), hands or Own())
+    if hands is None or isinstance(data, ImageData):  # to send pictures takes longer than to scale
+        hands = Own()
+    hands = enough(_size(raw), hands)
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test, groups=raw.groups, times=raw.times)
     columns = {part: _Part(raw.columns, indices) for part, indices in parts.items()}

@@ -47,8 +47,8 @@ def texts(values: pa.ChunkedArray) -> pd.Series:
 
 def _numbers(values: pa.ChunkedArray) -> npt.NDArray[Any]:
     """[n]"""
-    integers = pa.types.is_integer(values.type) and not values.null_count
-    dtype = np.dtype(values.type.to_pandas_dtype() if integers else np.float64)
+    gaps = pa.types.is_integer(values.type) and values.null_count
+    dtype = np.dtype(np.float64 if gaps else values.type.to_pandas_dtype())
     if len(values) == 0:
         return np.zeros(0, dtype)
     with tempfile.TemporaryFile() as spill:

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from lepton_ray.data.hands import Hands, Own, Piece, Result
 from lepton_ray.errors import ClusterError, LeptonRayError
 from lepton_ray.jobs import session
+from lepton_ray.priority import give_way
 from lepton_ray.terminal import Terminal
 
 AHEAD = 2  # pieces for each processor, so that none waits for this process
@@ -73,6 +74,7 @@ class ClusterHands:
 @ray.remote(num_cpus=1)
 def _work(do: Callable[[Any], Any], piece: Any) -> tuple[Any, LeptonRayError | None]:
     """An error of ours is an answer: raised, Ray would tell it in its own words."""
+    give_way()
     try:
         return do(piece), None
     except LeptonRayError as error:

@@ -36,6 +36,7 @@ EVERYWHERE = {
     # A replica that dies before it answers: predictions may be asked for again.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",  # what is asked again must fit
+    "RAY_worker_niceness": "0",  # of replicas and HAProxy; who computes gives way, see `priority`
 }
 """The same on a cluster (`cluster/node.sh`) and on a laptop."""
 

@@ -22,6 +22,7 @@ import ray
 from lepton_ray import storage
 from lepton_ray.errors import InputError, LeptonRayError, RunError
 from lepton_ray.jobs import session
+from lepton_ray.priority import give_way
 from lepton_ray.serving import blocks, parts
 from lepton_ray.serving.blocks import Block, Source
 from lepton_ray.serving.follower import Files, read_files, write_files
@@ -181,6 +182,7 @@ class _Worker:
         version: int,
         work: list[ray.ObjectRef[_Work]],
     ) -> None:
+        give_way()
         self._work: _Work = ray.get(work[0])
         with tempfile.TemporaryDirectory() as folder:
             write_files(ray.get(files[0]), Path(folder))

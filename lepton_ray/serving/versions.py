@@ -8,9 +8,6 @@ the answer in a thread of low priority, and are dropped and counted when there i
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from lepton_ray.config.schema import Rule
+from lepton_ray.priority import give_way
 from lepton_ray.serving.batcher import Batcher, length
 from lepton_ray.serving.requests import Columns
 from lepton_ray.serving.runtime import CHUNK, Floats, Runtime
 from lepton_ray.tracking.canary import Canary, Counts, Tally, add, goes_to_canary
 
 COPIES = 64  # that wait at a time
-NICENESS = 10  # of the thread for copies
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Versions:
         self._tally: Tally = {}
         self._copies: asyncio.Queue[Copy] = asyncio.Queue(COPIES)
         self._copying: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, initializer=_be_nice)
+        self._thread = ThreadPoolExecutor(max_workers=1, initializer=give_way)
 
     @property
     def answering(self) -> tuple[Runtime, ...]:
@@ -179,8 +176,3 @@ async def _finite(batcher: Batcher, columns: Columns) -> Floats | None:
     except Exception:
         return None
     return found if np.isfinite(found).all() else None
-
-
-def _be_nice() -> None:
-    if sys.platform == "linux":  # where a thread has a niceness of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -24,6 +24,7 @@ from lepton_ray import storage
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import LeptonRayError, TrainingError
+from lepton_ray.priority import give_way
 from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.controller import (
     Backend,
@@ -148,6 +149,7 @@ def train(
 
 def _work(config: dict[str, Any]) -> dict[str, Any] | None:
     """What one Ray Train worker does, or one live replica (``config["live"]`` is its name)."""
+    give_way()
     controller: Any = ray.get_actor(config["controller"])
     experiment = Experiment.model_validate(config["experiment"])
     gpu = experiment.workers.gpus > 0

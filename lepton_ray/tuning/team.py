@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from lepton_ray.config.schema import Experiment
+from lepton_ray.priority import give_way
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.membership import Fixed
 
@@ -25,6 +26,7 @@ class Helper:
     """One further replica. Does what replica 0 does, an epoch at a time."""
 
     def __init__(self, dataset: list[Any]) -> None:
+        give_way()
         self._dataset = ray.get(dataset[0])
 
     def meet(self, address: tuple[str, int], rank: int, size: int, gpu: bool) -> None:

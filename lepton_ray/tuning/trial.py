@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError
 
 from lepton_ray.config import validate, with_settings
 from lepton_ray.data.dataset import Dataset
+from lepton_ray.priority import give_way
 from lepton_ray.training.checkpoint import CheckpointFolder, copy_last
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
@@ -51,6 +52,7 @@ class Trial(tune.Trainable):
         checkpoints: str = "",
         measures: Mapping[str, Measure] | None = None,
     ) -> None:
+        give_way()
         self._experiment = validate(experiment)
         self._reference = dataset
         self._dataset: Dataset = ray.get(dataset[0])

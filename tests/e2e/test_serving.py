@@ -135,6 +135,8 @@ def test_two_endpoints_on_one_machine_promotions_and_a_killed_replica(
     for process in (first, second):
         process.wait_for(lambda process=process: "keep   serving" in process.text())
         assert len(processes(process, "haproxy")) >= 1
+        for name in ("haproxy", "ServeReplica"):
+            assert {p.nice() for p in processes(process, name)} == {psutil.Process().nice()}
     for name in ("busy", "calm"):
         wait_for(lambda name=name: endpoints.reports(name)[0].ports)
         told = {port.what: port for port in endpoints.reports(name)[0].ports}

@@ -12,11 +12,13 @@ from lepton_ray import data
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data import Dataset
+from lepton_ray.jobs import proxy
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with proxy.environment({"RAY_worker_niceness": proxy.EVERYWHERE["RAY_worker_niceness"]}):
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lepton_ray.config import validate
 from lepton_ray.data import Dataset, csvs, dataset, hands
 from lepton_ray.errors import DataError
 from lepton_ray.jobs.hands import ClusterHands
+from lepton_ray.priority import COMPUTES
 from tests.terminal import Lines
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -85,8 +87,9 @@ def test_rows_become_the_same_on_the_cluster(tmp_path: Path, suffix: str) -> Non
 
 
 def test_it_is_done_in_other_processes(tmp_path: Path) -> None:
-    made = ClusterHands(Lines()).map("numbers", process_of, range(20), 20)
-    assert os.getpid() not in set(made)
+    made = list(ClusterHands(Lines()).map("numbers", process_of, range(20), 20))
+    assert os.getpid() not in {pid for pid, _ in made}
+    assert {nice for _, nice in made} == {COMPUTES}, "who computes gives way"
 
 
 def test_pieces_are_taken_a_few_before_their_turn() -> None:
@@ -121,5 +124,5 @@ def test_a_gap_that_is_refused_is_told(tmp_path: Path) -> None:
         load(files, Lines(), preprocess={"missing": "refuse"})
 
 
-def process_of(_: int) -> int:
-    return os.getpid()
+def process_of(_: int) -> tuple[int, int]:
+    return os.getpid(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from tensorboardX.proto.event_pb2 import Event
@@ -21,6 +22,7 @@ from lepton_ray.data import Dataset
 from lepton_ray.errors import ClusterError, TrainingError
 from lepton_ray.jobs import session
 from lepton_ray.pipeline import Run
+from lepton_ray.priority import COMPUTES
 from lepton_ray.training import processor
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
@@ -32,13 +34,24 @@ def test_two_workers_end_with_the_bytes_of_one_process(
     reference: ray.ObjectRef, dataset: Dataset, tmp_path: Path
 ) -> None:
     events: list[dict] = []
+    niceness: dict[int, set[int]] = {}
+
+    def listen(event: dict) -> None:
+        events.append(event)
+        if event["kind"] == "start":
+            threads = [thread.id for thread in psutil.Process(event["pid"]).threads()]
+            found = {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+            niceness[found[event["pid"]]] = set(found.values())
+
     result = train(
         experiment(),
         reference,
         folder=tmp_path,
         checkpoints=f"{tmp_path}/checkpoints",
-        on_event=events.append,
+        on_event=listen,
     )
+    own = psutil.Process().nice()
+    assert niceness == {own: {own, COMPUTES}}, "who trains gives way, what keeps Ray up does not"
     alone = Replica(experiment(), dataset)
     for _ in alone.epochs():
         pass

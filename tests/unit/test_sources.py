@@ -202,6 +202,10 @@ def test_columns_of_parquet_files_are_of_what_holds_both(tmp_path: Path) -> None
     assert frame["s"].isna().tolist() == [False] * 3 + [True] + [False] * 2
     assert frame["s"].dropna().tolist() == ["a", "b", "c", "d", "e"]
     assert frame["d"].tolist() == [True, False, True, True, True, False]
+    widths = {"f": np.float32([0.5, np.nan]), "i": np.int8([1, 2])}
+    pd.DataFrame(widths).to_parquet(tmp_path / "widths.parquet")
+    alone = frames.read(str(tmp_path / "widths.parquet"))
+    assert {name: alone[name].dtype for name in alone} == {n: v.dtype for n, v in widths.items()}
 
 
 def test_columns_of_parquet_files_with_nothing_in_common_are_named(tmp_path: Path) -> None:

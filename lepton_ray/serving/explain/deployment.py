@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray.serve.config import BackpressureConfig
 
+from lepton_ray.priority import give_way
 from lepton_ray.serving.explain.answers import Explanation
 from lepton_ray.serving.follower import Files, write_files
 from lepton_ray.serving.requests import Columns
@@ -54,10 +55,11 @@ class Explaining:
     def __init__(self) -> None:
         import torch
 
+        give_way()
         torch.set_num_threads(1)
         self._versions: dict[int, Explainer] = {}
         # One thread: the work stays off the event loop, which answers health checks.
-        self._thread = ThreadPoolExecutor(max_workers=1, initializer=_give_way)
+        self._thread = ThreadPoolExecutor(max_workers=1, initializer=_have_what_is_left)
 
     async def explain(
         self,
@@ -83,9 +85,9 @@ class Explaining:
         return await loop.run_in_executor(self._thread, explainer.explain, columns, method, target)
 
 
-def _give_way() -> None:
-    """What predicts has the processor first: this thread has what is left. Niceness would not do,
-    as Ray gives 15 of 19 to all of its workers."""
+def _have_what_is_left() -> None:
+    """What predicts has the processor first, also where Ray made it as nice as `give_way` makes the
+    rest of this replica: this thread has what is left."""
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
