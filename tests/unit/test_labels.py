@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 from sklearn.datasets import load_digits
@@ -176,6 +176,7 @@ def test_a_label_of_some_rows_is_on_both_sides(seed: int, labels: int, n: int) -
     truth = rng.random((n, labels)) < rng.uniform(0.1, 0.9, labels)
     counts = truth.sum(axis=0)
     truth = truth[:, (counts >= 4) & (counts <= n - 4)]
+    assume(truth.shape[1])
     parts = divide(truth, Split(test=0.2, validation=0.2, seed=seed), None)
     assert sorted(np.concatenate(list(parts.values()))) == list(range(n))
     for part in ("train", "test"):

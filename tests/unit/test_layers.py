@@ -14,10 +14,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "lepton_ray"
 
-# A layer imports from the ones above it. The two in one line know nothing of each other.
+# A layer imports from the ones above it. Those in one line know nothing of each other.
 LAYERS = (
     {"errors"},
-    {"storage", "terminal"},
+    {"priority", "storage", "terminal"},
     {"config"},
     {"data"},
     {"models"},
