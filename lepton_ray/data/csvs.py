@@ -61,7 +61,7 @@ class _Column:
 
 
 class _MisreadError(DataError):
-    """A piece is no rows of the file."""
+    """A piece cannot be read as rows of the file."""
 
 
 def read(
@@ -123,8 +123,8 @@ def _texts(files: Sequence[_File], hands: Hands) -> pa.Table:
     try:
         return mapped.table(schema, hands.map("parts of files", _rows, pieces, total))
     except _MisreadError:
-        # A quote in the middle of a cell can mislead the search for the ends of rows; and where
-        # the file itself is wrong, this counts its lines.
+        # A quote in the middle of a cell can mislead the search for the ends of rows; a file may not
+        # be where the cluster is; and where a file itself is wrong, this counts its lines.
         return mapped.table(schema, (part for file in files for part in _all_rows(file)))
 
 
@@ -150,11 +150,11 @@ def _pieces(file: _File) -> Iterator[_Piece]:
 
 
 def _rows(piece: _Piece) -> pa.Table:
-    with naming(piece.file.path), open_file(piece.file.path) as opened:
-        content = pa.py_buffer(opened.read_at(piece.end - piece.start, piece.start))
     try:
+        with open_file(piece.file.path, piece.file.size) as opened:
+            content = pa.py_buffer(opened.read_at(piece.end - piece.start, piece.start))
         rows = _reader(pa.BufferReader(content), piece.file, header=not piece.start).read_all()
-    except pa.ArrowInvalid as error:
+    except (OSError, pa.ArrowInvalid) as error:
         raise _MisreadError(str(error)) from error
     return rows.select(piece.file.columns)
 

@@ -11,14 +11,21 @@ from lepton_ray import storage
 from lepton_ray.errors import DataError
 
 
-def open_file(path: str) -> pa.NativeFile:
+def open_file(path: str, size: int | None = None) -> pa.NativeFile:
     """For reading at random places.
 
+    Args:
+        size: bytes that it has where it was asked for, if that was elsewhere.
+
     Raises:
-        OSError: when it is not there or cannot be read.
+        OSError: when it is not there or cannot be read, or is another one.
     """
     filesystem, at = storage.open_folder(path)
-    return filesystem.open_input_file(at)
+    file = filesystem.open_input_file(at)
+    if size not in (None, here := file.size()):
+        file.close()
+        raise OSError(f"{path} has {here} bytes here, and {size} elsewhere")
+    return file
 
 
 def size_of(path: str) -> int:

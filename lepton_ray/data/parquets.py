@@ -23,6 +23,8 @@ class _Group:
     """A row group of a file, and what its columns are in all files together."""
 
     path: str
+    size: int
+    """Bytes of the file."""
     number: int
     schema: pa.Schema
 
@@ -41,21 +43,25 @@ def read(paths: Sequence[str], hands: Hands) -> pd.DataFrame:
     import pandas as pd
 
     schemas: dict[str, pa.Schema] = {}
-    groups: dict[str, int] = {}
+    files: list[tuple[str, int, int]] = []
     for path in paths:
         with naming(path), open_file(path) as file:
             parquet = pq.ParquetFile(file)
-            schemas[path], groups[path] = _plain(parquet.schema_arrow), parquet.num_row_groups
+            schemas[path] = _plain(parquet.schema_arrow)
+            files.append((path, file.size(), parquet.num_row_groups))
     schema = schemas[paths[0]]
     for path, found in schemas.items():
         check_same(paths[0], schema.names, path, found.names)
         schema = _together(schema, found, paths[0], path)
-    asked = (
-        _Group(path=path, number=number, schema=schema)
-        for path, count in groups.items()
+    groups = [
+        _Group(path=path, size=size, number=number, schema=schema)
+        for path, size, count in files
         for number in range(count)
-    )
-    table = mapped.table(schema, hands.map("row groups", _rows, asked, sum(groups.values())))
+    ]
+    try:
+        table = mapped.table(schema, hands.map("row groups", _rows, groups, len(groups)))
+    except DataError:  # a file that is here may not be elsewhere
+        table = mapped.table(schema, map(_rows, groups))
     return pd.DataFrame(
         {
             name: mapped.texts(values)
@@ -99,7 +105,7 @@ def _together(schema: pa.Schema, other: pa.Schema, first: str, path: str) -> pa.
 
 
 def _rows(group: _Group) -> pa.Table:
-    with naming(group.path), open_file(group.path) as file:
+    with naming(group.path), open_file(group.path, group.size) as file:
         names = group.schema.names
         rows = pq.ParquetFile(file).read_row_group(group.number, columns=names, use_threads=False)
         return rows.select(names).replace_schema_metadata().cast(group.schema)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 
 from lepton_ray import data
 from lepton_ray.config import validate
@@ -106,6 +107,31 @@ def test_pieces_are_taken_a_few_before_their_turn() -> None:
     assert [*made] == [str(n) for n in range(1, 100)]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("other", [False, True])
+def test_files_that_other_machines_have_not_are_read_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, other: bool
+) -> None:
+    """The workers' folder is another: they find no file of that name there, or one that differs."""
+    written(tmp_path, suffix)
+    names = [Path(f"elsewhere-1{suffix}"), Path(f"elsewhere-2{suffix}")]
+    for number, name in enumerate(names, 1):
+        (tmp_path / f"{number}{suffix}").rename(tmp_path / name)
+    made = []
+    if other:
+        there = ray.get(ray.remote(folder).remote())
+        made = [there / name for name in names]
+        for path in made:
+            content = (tmp_path / path.name).read_bytes()
+            path.write_bytes(content.replace(b",k1,", b",k22,") + b"1,2")
+    try:
+        monkeypatch.chdir(tmp_path)
+        assert load(names, Lines()).digest == load(names).digest
+    finally:
+        for path in made:
+            path.unlink()
+
+
 def test_what_is_wrong_is_told_as_by_one_process(tmp_path: Path) -> None:
     files = written(tmp_path, ".csv")
     with files[1].open("a") as file:
@@ -122,6 +148,10 @@ def test_a_gap_that_is_refused_is_told(tmp_path: Path) -> None:
     files = written(tmp_path, ".csv")
     with pytest.raises(DataError, match="column 'amount' has no finite number in"):
         load(files, Lines(), preprocess={"missing": "refuse"})
+
+
+def folder() -> Path:
+    return Path.cwd()
 
 
 def process_of(_: int) -> tuple[int, int]:
