@@ -123,8 +123,8 @@ def _texts(files: Sequence[_File], hands: Hands) -> pa.Table:
     try:
         return mapped.table(schema, hands.map("parts of files", _rows, pieces, total))
     except _MisreadError:
-        # A quote in the middle of a cell can mislead the search for the ends of rows; a file may not
-        # be where the cluster is; and where a file itself is wrong, this counts its lines.
+        # A quote in the middle of a cell can mislead the search for the ends of rows, the cluster
+        # may not have the file; and where that is wrong, this counts its lines.
         return mapped.table(schema, (part for file in files for part in _all_rows(file)))
 
 

@@ -123,7 +123,7 @@ def test_files_that_other_machines_have_not_are_read_here(
         made = [there / name for name in names]
         for path in made:
             content = (tmp_path / path.name).read_bytes()
-            path.write_bytes(content.replace(b",k1,", b",k22,") + b"1,2")
+            path.write_bytes(content.replace(b",k1,", b",k2,") + b"1,2")
     try:
         monkeypatch.chdir(tmp_path)
         assert load(names, Lines()).digest == load(names).digest
