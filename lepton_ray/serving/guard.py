@@ -33,7 +33,7 @@ OPEN = ("/", "/v2/health/live", "/v2/health/ready")
 OVERLOADED_S = 1.0  # after which a client that was sent away may come again
 # A caller who comes again at once, whatever is said, takes the time of an answer each time: the
 # refusal comes late, and to wait costs nothing.
-HELD_S = 0.5
+HELD_S = 1.0
 HELD = 1000  # callers who are kept waiting for a refusal at a time
 GONE = 499  # the client went before its answer, and it was noticed; seen in the log only
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
