@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from lepton_ray.serving import keys, short
+from lepton_ray.serving import guard, keys, short
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.runtime import Runtime
 from tests import apps
@@ -63,7 +63,10 @@ async def in_another_loop() -> None:
 
 
 @pytest.mark.usefixtures("nothing_offered")
-def test_the_short_way_has_keys_a_queue_and_clients_that_go(people: Runtime) -> None:
+def test_the_short_way_has_keys_a_queue_and_clients_that_go(
+    people: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "HELD_S", 0.05)  # or the first answer takes long
     text, key = keys.make("one", ("predict",), None)
     app = apps.app(people, Keyring((key,)), queue=1)
     given = {"authorization": f"Bearer {text}"}
