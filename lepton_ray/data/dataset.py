@@ -97,7 +97,9 @@ def load(
     raw = sources.read(data, sliced, pixels, hands)
     if hands is None or isinstance(data, ImageData):  # to send pictures takes longer than to scale
         hands = Own()
-    hands = enough(_size(raw), hands)
+    size = _size(raw)
+    hands = enough(size, hands)
+    together = max(1, BLOCK * len(raw) // max(1, size))
     classes, y = _classes(data, raw)
     parts = split.divide(raw.labels, data.split, raw.given_test, groups=raw.groups, times=raw.times)
     columns = {part: _Part(raw.columns, indices) for part, indices in parts.items()}
@@ -118,7 +120,7 @@ def load(
         log = isinstance(data, TableData) and data.target_log
         fitted = preprocess.fit_target(fitted, y[parts["train"]], log)
     samples = {
-        part: Samples(x=_inputs(fitted, raw, indices, hands), y=y[indices])
+        part: Samples(x=_inputs(fitted, raw, indices, hands, together), y=y[indices])
         for part, indices in parts.items()
     }
     # The words of the training texts are those that are known: they would tell of no unknown ones.
@@ -148,10 +150,11 @@ def _size(raw: sources.Raw) -> int:
     return int(len(raw) * mean) + sum(v.nbytes for v in raw.columns.values())
 
 
-def _inputs(fitted: Preprocess, raw: sources.Raw, rows: split.Indices, hands: Hands) -> Any:
-    """[n, *input_shape] Of these rows, made some at a time."""
-    each = max(1, BLOCK * len(raw) // max(1, _size(raw)))
-    blocks = [rows[at : at + each] for at in range(0, len(rows), each)]
+def _inputs(
+    fitted: Preprocess, raw: sources.Raw, rows: split.Indices, hands: Hands, together: int
+) -> Any:
+    """[n, *input_shape] Of these rows, made so many together."""
+    blocks = [rows[at : at + together] for at in range(0, len(rows), together)]
     asked = ({name: v[some] for name, v in raw.columns.items()} for some in blocks)
     made: npt.NDArray[Any] | None = None
     at = 0
