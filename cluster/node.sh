@@ -121,12 +121,16 @@ export RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=5000 RAY_heal
 # Workers import these before work comes: a replica starts seconds sooner.
 export RAY_preload_python_modules=torch,ray.train,ray.tune
 
+# Replicas of endpoints wait for nobody; what computes makes itself nice (`lepton_ray.priority`).
+export RAY_worker_niceness=0
+
 # Endpoints are what they are on a laptop: `lepton_ray.jobs.proxy.EVERYWHERE`, which a test compares.
 export RAY_SERVE_ENABLE_HA_PROXY=1 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60
 export RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=1 RAY_SERVE_HAPROXY_METRICS_ENABLED=0
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=lepton_ray.serving.short:middleware
+export RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH=lepton_ray.priority:look_after
 export RAY_SERVE_HAPROXY_HEALTH_CHECK_FASTINTER=2s RAY_SERVE_HAPROXY_HEALTH_CHECK_FALL=3
-export RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" RAY_SERVE_HAPROXY_TUNE_BUFSIZE=65536 RAY_worker_niceness=0
+export RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" RAY_SERVE_HAPROXY_TUNE_BUFSIZE=65536
 
 start_ray() {
     ulimit -n 65536 2>/dev/null || true

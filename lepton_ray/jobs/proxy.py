@@ -25,6 +25,7 @@ EVERYWHERE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a busy machine takes more than the usual 5
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "lepton_ray.serving.short:middleware",
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "lepton_ray.priority:look_after",
     # The proxy hears at once of a replica that leaves; there is no other in front of it.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     # A line through Python for each request; an endpoint counts itself.
@@ -36,7 +37,6 @@ EVERYWHERE = {
     # A replica that dies before it answers: predictions may be asked for again.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",  # what is asked again must fit
-    "RAY_worker_niceness": "0",  # of replicas and HAProxy; who computes gives way, see `priority`
 }
 """The same on a cluster (`cluster/node.sh`) and on a laptop."""
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lepton_ray.config.schema import Workers
 from lepton_ray.errors import ClusterError
 from lepton_ray.jobs import cluster_file, proxy
+from lepton_ray.priority import RAY, look_after
 from lepton_ray.training import processor
 from lepton_ray.training.elasticity import SPOT
 
@@ -33,6 +35,8 @@ PROBE_S = 60  # for a process to start on every node
 # each processor, and ten take a gigabyte.
 PRELOAD = {"RAY_preload_python_modules": "torch,ray.train,ray.tune"}
 PRELOAD_UP_TO = 16  # processors
+# Parts of Ray that no task and no request waits for.
+WATCHERS = ("monitor.py", "dashboard.py", "ray::DashboardAgent")
 
 _started_here = False  # whether the Ray of this process is the embedded one
 
@@ -107,17 +111,29 @@ def _init(
             ray.init(address=address, **options)
             return
         processors = os.cpu_count() or 1
-        settings = dict(PRELOAD) if trains and processors <= PRELOAD_UP_TO else {}
+        settings = RAY | (PRELOAD if trains and processors <= PRELOAD_UP_TO else {})
         if proxy.available():
             ports = proxy.free_ports(proxy.ports_needed())
             settings |= proxy.settings(files, ports, processors)
         with proxy.environment(settings):
             ray.init(address="local", **options)
+        look_after(*_watchers())
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(
             f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
             "an embedded one"
         ) from error
+
+
+def _watchers() -> list[int]:
+    """Ids of processes of the Ray that this one has started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if any(name in command for name in WATCHERS):
+                found.append(process.pid)
+    return found
 
 
 def _reach(address: str) -> None:

@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.data.drift import Bins
 from lepton_ray.errors import LeptonRayError, ServingError
+from lepton_ray.priority import look_after
 from lepton_ray.serving import drift, keys, manifest, metrics, ports
 from lepton_ray.serving.board import Board
 from lepton_ray.serving.drift import Drifts, Seen
@@ -124,6 +125,7 @@ class Follower:
     def __init__(
         self, reference: str, endpoint: str, url: str, key_source: KeySource | None = None
     ) -> None:
+        look_after()
         self._reference = reference
         self._name = registry.name_of(reference)
         self._endpoint = endpoint

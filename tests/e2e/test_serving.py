@@ -20,6 +20,7 @@ from lepton_ray import Client, data, models
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
 from lepton_ray.jobs import proxy
+from lepton_ray.priority import LOOKS_AFTER
 from lepton_ray.serving import package
 from lepton_ray.serving.load import load_model
 from lepton_ray.tracking import endpoints, registry
@@ -137,6 +138,8 @@ def test_two_endpoints_on_one_machine_promotions_and_a_killed_replica(
         assert len(processes(process, "haproxy")) >= 1
         for name in ("haproxy", "ServeReplica"):
             assert {p.nice() for p in processes(process, name)} == {psutil.Process().nice()}
+        for name in ("ServeController", "ray::Follower", "DashboardAgent", "monitor.py"):
+            assert {p.nice() for p in processes(process, name)} == {LOOKS_AFTER}, name
     for name in ("busy", "calm"):
         wait_for(lambda name=name: endpoints.reports(name)[0].ports)
         told = {port.what: port for port in endpoints.reports(name)[0].ports}

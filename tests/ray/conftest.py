@@ -13,11 +13,12 @@ from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data import Dataset
 from lepton_ray.jobs import proxy
+from lepton_ray.priority import RAY
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    with proxy.environment({"RAY_worker_niceness": proxy.EVERYWHERE["RAY_worker_niceness"]}):
+    with proxy.environment(RAY):
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

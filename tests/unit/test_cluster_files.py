@@ -19,6 +19,7 @@ import yaml
 from moto import mock_aws
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 
+from lepton_ray import priority
 from lepton_ray.errors import ClusterError
 from lepton_ray.jobs import cluster_file, cluster_rules, proxy, session
 from lepton_ray.jobs.prices import family
@@ -63,14 +64,16 @@ def test_all_clusters_have_their_processes_load_the_same() -> None:
 
 def test_all_clusters_serve_alike() -> None:
     shell = 'for name in "$@"; do printf "%s\\n" "${!name}"; done'
-    exports = [line for line in (CLUSTER / "node.sh").read_text().splitlines() if "SERVE_" in line]
-    asked = ["bash", "-c", "\n".join([*exports, shell]), "bash", *proxy.EVERYWHERE]
+    lines = (CLUSTER / "node.sh").read_text().splitlines()
+    exports = [line for line in lines if line.startswith("export RAY_")]
+    wanted = priority.RAY | proxy.EVERYWHERE
+    asked = ["bash", "-c", "\n".join([*exports, shell]), "bash", *wanted]
     said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said == list(proxy.EVERYWHERE.values())
+    assert said == list(wanted.values())
     spec = raw("kuberay")["spec"]
     for pod in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         given = {e["name"]: e.get("value") for e in pod["template"]["spec"]["containers"][0]["env"]}
-        assert proxy.EVERYWHERE.items() <= given.items()
+        assert wanted.items() <= given.items()
 
 
 @pytest.mark.parametrize("name", [*RAY_UP, "kuberay"])
