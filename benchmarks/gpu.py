@@ -7,6 +7,8 @@
 - ``deterministic_overhead``: seconds of a step with deterministic algorithms over those without.
 - ``throughput_vs_torch``: samples/s of one replica over a plain PyTorch loop, for fp32 and bf16, of
   the CNN on random images of Fashion-MNIST's shape, batch 1024, ours as 8 shards of 128.
+- ``served_vs_onnx``: rows/s of the same CNN as an endpoint's replica with ``serve.gpus`` computes
+  them, in batches of 64, over ONNX Runtime on one thread of a processor.
 
 Without a GPU it says so and ends. With ``--device cpu`` it does all of it on processors and tiny,
 to show that it works: those figures say nothing about a GPU.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ import _report
 from elastic import CLASSES, SHAPE, dataset, run_processes
 
 SHARDS = 8
+SERVED_ROWS = 64
 BATCH = {"cuda": 1024, "cpu": 64}
 WIDTH = {"cuda": 32, "cpu": 4}
 PRECISIONS = ("fp32", "bf16")
@@ -155,10 +159,43 @@ def measure(device: str, repeats: int, steps: int) -> tuple[dict[str, float], di
             "throughput_vs_torch": _report.ratio(seconds["plain"], seconds["ours"]),
             "seconds": seconds,
         }
+    detail["served_vs_onnx"] = served(device, repeats, steps)
+    figures["served_vs_onnx"] = detail["served_vs_onnx"]["median"]
     for name in ("deterministic_overhead", "throughput_vs_torch"):
         figures[name] = detail["fp32"][name]["median"]
         figures[f"{name}_bf16"] = detail["bf16"][name]["median"]
     return figures, detail
+
+
+def served(device: str, repeats: int, batches: int) -> dict[str, Any]:
+    """Rows/s of a version's model on the device over ONNX Runtime's on one thread."""
+    import torch
+
+    from lepton_ray import models
+    from lepton_ray.serving import package
+    from lepton_ray.serving.runtime import OnnxModel
+    from lepton_ray.serving.torch_model import TorchModel
+
+    net = models.build(experiment("fp32", device).model, SHAPE, CLASSES).eval()
+    x = dataset(SERVED_ROWS).train.x[:SERVED_ROWS]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        package.export(net, torch.from_numpy(x[:2].copy()), folder)
+        on_cpu = OnnxModel(folder / "model.onnx")
+        on_device = TorchModel(folder / "model.pt2", device)
+    on_device.check(on_cpu)
+
+    def timed(model: Any) -> float:
+        for _ in range(batches // 5):
+            model(x)
+        start = time.perf_counter()
+        for _ in range(batches):
+            model(x)
+        return (time.perf_counter() - start) / batches
+
+    arms = {"device": lambda: timed(on_device), "onnx": lambda: timed(on_cpu)}
+    seconds = _report.interleaved(arms, repeats)
+    return _report.ratio(seconds["onnx"], seconds["device"]) | {"seconds": seconds}
 
 
 def main() -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private.node import Node
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lepton_ray.config.schema import Workers
+from lepton_ray.config.schema import Serve, Workers
 from lepton_ray.errors import ClusterError
 from lepton_ray.jobs import cluster_file, proxy
 from lepton_ray.priority import RAY, look_after
@@ -35,8 +36,8 @@ PROBE_S = 60  # for a process to start on every node
 # each processor, and ten take a gigabyte.
 PRELOAD = {"RAY_preload_python_modules": "torch,ray.train,ray.tune"}
 PRELOAD_UP_TO = 16  # processors
-# Parts of Ray that no task and no request waits for.
-WATCHERS = ("monitor.py", "dashboard.py", "ray::DashboardAgent")
+NOT_STARTED = ("start_monitor", "start_log_monitor", "start_api_server")
+AGENT = "ray::DashboardAgent"  # tells of the node; no task and no request waits for it
 
 _started_here = False  # whether the Ray of this process is the embedded one
 
@@ -115,9 +116,9 @@ def _init(
         if proxy.available():
             ports = proxy.free_ports(proxy.ports_needed())
             settings |= proxy.settings(files, ports, processors)
-        with proxy.environment(settings):
+        with proxy.environment(settings), _alone():
             ray.init(address="local", **options)
-        look_after(*_watchers())
+        look_after(*_agents())
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(
             f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
@@ -125,13 +126,30 @@ def _init(
         ) from error
 
 
-def _watchers() -> list[int]:
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Start Ray without what only a cluster that others look at needs: the autoscaler's monitor,
+    the one that sends logs to drivers, and the server of the dashboard, which without it only
+    counts Ray's users. They took a fifth of the processors' time until a session was there.
+
+    These are private names of Ray 2.60, which is pinned; a test fails when they go away.
+    """
+    kept = {name: getattr(Node, name) for name in NOT_STARTED}
+    for name in NOT_STARTED:
+        setattr(Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in kept.items():
+            setattr(Node, name, method)
+
+
+def _agents() -> list[int]:
     """Ids of processes of the Ray that this one has started."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            command = " ".join(process.cmdline())
-            if any(name in command for name in WATCHERS):
+            if AGENT in process.cmdline()[0]:
                 found.append(process.pid)
     return found
 
@@ -243,3 +261,21 @@ def check_room(workers: Workers, available: Mapping[str, float], where: str) -> 
                 f"{where} has {present:g}{apart}: {needed - present:g} {name} are missing; lower "
                 f"workers.min or workers.{name.lower()}s, or name a larger cluster with --address"
             )
+
+
+def check_gpus(serve: Serve, available: Mapping[str, float]) -> None:
+    """The cluster has the GPUs of an endpoint's first replicas.
+
+    Args:
+        available: as `possible` gives it.
+
+    Raises:
+        ClusterError: instead of waiting for them.
+    """
+    needed, present = max(1, serve.replicas.min) * serve.gpus, available.get("GPU", 0.0)
+    if needed > present:
+        raise ClusterError(
+            f"serve.gpus={serve.gpus:g} needs {needed:g} GPU for the first replicas, the cluster "
+            f"has {present:g}: lower it or serve.replicas.min, set --set serve.gpus=0 to answer on "
+            "CPUs, or name another cluster with --address"
+        )

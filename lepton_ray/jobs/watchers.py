@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from lepton_ray.config.schema import Experiment
 from lepton_ray.terminal import Terminal
 from lepton_ray.tracking.store import Tracker
@@ -32,11 +30,11 @@ class TrainingWatcher:
     ) -> None:
         self._run_id = run_id
         self._folder = folder
-        self._tensorboard = (
-            SummaryWriter(str(folder / "tensorboard"), flush_secs=1)
-            if experiment.train.tensorboard
-            else None
-        )
+        self._tensorboard = None
+        if experiment.train.tensorboard:
+            from tensorboardX import SummaryWriter  # and clouds' libraries, for a third of a second
+
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), flush_secs=1)
         self._tracker = tracker
         self._terminal = terminal
         self._epochs = experiment.train.epochs

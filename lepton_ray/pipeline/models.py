@@ -49,6 +49,7 @@ def serve_model(
     if embedded:
         endpoint.check_port(settings.host, settings.port)
     with session.session(address):
+        session.check_gpus(settings, session.possible(session.resources()))
         endpoint.check_free(reference)
         if canary:
             promotion.canary(canary, terminal)

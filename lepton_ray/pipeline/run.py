@@ -115,6 +115,7 @@ class Run:
             past.find(self._from_study, experiment)  # before anything is started
         with session.session(self._address):
             if "serve" in stages:
+                session.check_gpus(experiment.serve, session.possible(session.resources()))
                 endpoint.check_free(f"{experiment.name}@champion", share=True)
             plan, self._dataset = make_plan(
                 experiment, address=self._address, terminal=self._terminal

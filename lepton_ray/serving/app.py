@@ -74,7 +74,7 @@ def application(follower: Any, name: str, config: Serve) -> serve.Application:
         max_ongoing_requests=config.limits.queue + REFUSED,
         max_queued_requests=MAX_QUEUED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=OVERLOADED_S),
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": 1, **({"num_gpus": config.gpus} if config.gpus else {})},
         **scale,
     ).bind(follower, name, config, explaining.application(name) if config.explain else None)
     return bound
@@ -196,7 +196,8 @@ class Endpoint:
     async def _batcher(self, present: Present, version: int) -> Batcher:
         self._files[version] = present.files[version]
         files = await present.files[version]
-        runtime = await asyncio.to_thread(_load, files, self._name, version)
+        device = "cuda" if self._config.gpus else ""
+        runtime = await asyncio.to_thread(_load, files, self._name, version, device)
         rows, wait_s = await asyncio.to_thread(sweep.plan, runtime, self._config.batch)
         logger.info("version %s: %d rows a batch, waits %.4f s", version, rows, wait_s)
         return Batcher(runtime, rows=rows, wait_s=wait_s)
@@ -277,15 +278,15 @@ class Endpoint:
         )
 
 
-def _load(files: Files, name: str, version: int) -> Runtime:
+def _load(files: Files, name: str, version: int, device: str) -> Runtime:
     """A version from its files, warm.
 
     Raises:
-        ModelError: when they were changed or are of a newer format.
+        LeptonRayError: see `Runtime.load`.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_files(files, Path(folder))
-        runtime = Runtime.load(Path(folder), name=name, version=version)
+        runtime = Runtime.load(Path(folder), name=name, version=version, device=device)
     runtime.warm_up()
     return runtime
 

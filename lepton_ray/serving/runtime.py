@@ -1,6 +1,7 @@
-"""The runtime of a version: ONNX Runtime on one thread, the fitted preprocessing inside.
+"""The runtime of a version: ONNX Runtime on one thread, or torch on a GPU, with the fitted
+preprocessing.
 
-Usable without Ray and without torch: ``load_model("digits@champion").predict(rows)``.
+On a CPU usable without Ray and without torch: ``load_model("digits@champion").predict(rows)``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,31 @@ DECISION = "decision.json"
 CHUNK = 256  # rows of one forward pass in `predict`; bounds memory for a large file
 
 
+class Model(Protocol):
+    """What of a version computes."""
+
+    def __call__(self, x: Inputs) -> npt.NDArray[np.float32]:
+        """[n, outputs] from inputs [n, ...]."""
+
+    def blank(self, rows: int) -> Inputs:
+        """Inputs of zeros."""
+
+
+class OnnxModel:
+    """See `Model`."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = open_session(path)
+
+    def __call__(self, x: Inputs) -> npt.NDArray[np.float32]:
+        return run_session(self._session, x)
+
+    def blank(self, rows: int) -> Inputs:
+        taken = self._session.get_inputs()[0]
+        zeros: Inputs = np.zeros((rows, *taken.shape[1:]), DTYPES[taken.type])
+        return zeros
+
+
 class Runtime:
     """One model version, ready to answer. Make one with `load`.
 
@@ -44,7 +70,7 @@ class Runtime:
 
     def __init__(
         self,
-        session: onnxruntime.InferenceSession,
+        model: Model,
         preprocess: Fitted,
         schema: Schema,
         decision: AnyDecision,
@@ -53,7 +79,7 @@ class Runtime:
         version: int,
         examples: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self._session = session
+        self._model = model
         self._preprocess = preprocess
         self.schema = schema
         self.decision = decision
@@ -64,20 +90,24 @@ class Runtime:
         self._form = form_of(schema)
 
     @staticmethod
-    def load(folder: Path, *, name: str = "", version: int = 0) -> Runtime:
+    def load(folder: Path, *, name: str = "", version: int = 0, device: str = "") -> Runtime:
         """Open a version's folder after checking every file's SHA-256.
 
+        Args:
+            device: of torch, such as ``cuda``; default none, ONNX Runtime on a CPU.
+
         Raises:
-            ModelError: for a newer format or changed files.
+            ModelError: for a newer format or changed files, or where the device answers otherwise.
+            ServingError: when there is no such device.
         """
         manifest = manifests.verify(folder)
         schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
-        session = open_session(folder / "model.onnx")
+        model = _model(folder, device)
         listed = folder / EXAMPLES
         examples = json.loads(listed.read_text()) if listed.exists() else ()
         preprocess = fitted.load(folder)
         decided = read_decision(folder, schema)
-        return Runtime(session, preprocess, schema, decided, manifest, name, version, examples)
+        return Runtime(model, preprocess, schema, decided, manifest, name, version, examples)
 
     def predict(self, rows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> list[Any]:
         """An answer for each row, see `answers.form_of`.
@@ -108,14 +138,13 @@ class Runtime:
         return drift.measured(self._preprocess, columns)
 
     def warm_up(self, rows: int = 1) -> None:
-        """Answer once, so that the first request does not pay for what the session sets up."""
-        taken = self._session.get_inputs()[0]
-        run_session(self._session, np.zeros((rows, *taken.shape[1:]), DTYPES[taken.type]))
+        """Answer once, so that the first request does not pay for what the model sets up."""
+        self._model(self._model.blank(rows))
 
     def forward(self, columns: Mapping[str, Any]) -> Floats:
         """The same for one batch, in one forward pass; NaN for a row of infinite inputs."""
         x = self._preprocess.apply(columns)
-        outputs = run_session(self._session, x)
+        outputs = self._model(x)
         # Some models have a number for infinity: a ReLU makes nothing of what is below zero.
         outputs[~np.isfinite(x).reshape(len(x), -1).all(axis=1)] = np.nan
         if self.schema.classes:
@@ -151,6 +180,17 @@ class Runtime:
                 rule = "the model has no finite answer to numbers as large as in this row"
                 raise RowsError([Problem(row, "", rule, "nan") for row in wrong])
         return self._form.answers(found, self.decision, top_k)
+
+
+def _model(folder: Path, device: str) -> Model:
+    on_cpu = OnnxModel(folder / "model.onnx")
+    if not device:
+        return on_cpu
+    from lepton_ray.serving.torch_model import TorchModel  # and torch
+
+    model = TorchModel(folder / "model.pt2", device)
+    model.check(on_cpu)
+    return model
 
 
 def read_decision(folder: Path, schema: Schema) -> AnyDecision:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -88,16 +88,6 @@ class Process:
 
 def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str]:
     return Process(folder, *arguments, **environment).end()
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """A test that fails half-way must not leave its endpoint to the next one."""
-    yield
-    for process in Process.started:
-        if process.process.poll() is None:
-            process.process.kill()
-    Process.started.clear()
 
 
 @pytest.fixture

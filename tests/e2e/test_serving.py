@@ -138,8 +138,10 @@ def test_two_endpoints_on_one_machine_promotions_and_a_killed_replica(
         assert len(processes(process, "haproxy")) >= 1
         for name in ("haproxy", "ServeReplica"):
             assert {p.nice() for p in processes(process, name)} == {psutil.Process().nice()}
-        for name in ("ServeController", "ray::Follower", "DashboardAgent", "monitor.py"):
+        for name in ("ServeController", "ray::Follower", "DashboardAgent"):
             assert {p.nice() for p in processes(process, name)} == {LOOKS_AFTER}, name
+        for name in ("monitor.py", "log_monitor.py", "dashboard.py"):
+            assert processes(process, name) == [], "a Ray that nobody else looks at needs none"
     for name in ("busy", "calm"):
         wait_for(lambda name=name: endpoints.reports(name)[0].ports)
         told = {port.what: port for port in endpoints.reports(name)[0].ports}

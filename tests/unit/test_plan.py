@@ -10,7 +10,7 @@ import torch._inductor.config
 
 from lepton_ray.cli import main
 from lepton_ray.config import validate
-from lepton_ray.config.schema import Workers
+from lepton_ray.config.schema import Replicas, Serve, Workers
 from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
 from lepton_ray.jobs import session
 from lepton_ray.jobs.planning import make_plan
@@ -172,3 +172,13 @@ def test_a_cluster_that_grows_is_planned_with_what_it_may_become(
         session.check_room(Workers(min=40, max=40, spot=True), room, "the cluster")
     monkeypatch.setenv("LEPTON_CLUSTER_FILE", str(aws.with_name("onprem.yaml")))
     session.check_room(Workers(min=99, max=99), session.possible({"CPU": 4.0}), "the cluster")
+
+
+def test_replicas_on_gpus_need_a_cluster_that_has_them() -> None:
+    halves = Serve(gpus=0.5, replicas=Replicas(min=3, max=8))
+    session.check_gpus(halves, {"GPU": 2.0})
+    session.check_gpus(Serve(), {"CPU": 1.0})
+    with pytest.raises(ClusterError, match="needs 1.5 GPU for the first replicas.* has 1:"):
+        session.check_gpus(halves, {"GPU": 1.0})
+    with pytest.raises(ClusterError, match="needs 0.5 GPU .* has 0: .*serve.gpus=0"):
+        session.check_gpus(Serve(gpus=0.5, replicas=Replicas(min=0, max=1)), {"CPU": 8.0})

@@ -22,14 +22,16 @@ import torch
 from torch import nn
 
 from lepton_ray import data, models
-from lepton_ray.config.schema import ImageData, Model, TableData
+from lepton_ray.config.schema import ImageData, Model, Serve, TableData, TextData
 from lepton_ray.data import Dataset
-from lepton_ray.errors import ModelError, RunError
+from lepton_ray.errors import ModelError, RunError, ServingError
 from lepton_ray.pipeline.checks import score
 from lepton_ray.serving import endpoint, manifest, package
-from lepton_ray.serving.requests import RowsError
+from lepton_ray.serving.app import application
+from lepton_ray.serving.requests import RowsError, columns_of
 from lepton_ray.serving.runtime import CHUNK, Runtime
 from lepton_ray.serving.signature import signature
+from lepton_ray.serving.torch_model import TorchModel
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.tasks import task_of
 from tests import apps
@@ -51,7 +53,8 @@ class Built:
 
 def build(folder: Path, dataset: Dataset, model: Model) -> Built:
     torch.manual_seed(0)
-    made = models.build(model, dataset.preprocess.input_shape, dataset.schema.outputs)
+    fitted = dataset.preprocess
+    made = models.build(model, fitted.input_shape, dataset.schema.outputs, fitted.facts)
     manifest = package.build(
         folder,
         model=made,
@@ -349,3 +352,53 @@ def test_the_curl_line_survives_a_shell_whatever_the_texts_hold(people: Built) -
         check=True,
     ).stdout
     assert json.loads(printed.splitlines()[-1]) == {"rows": [row]}
+
+
+# --- on another device ---------------------------------------------------------------------------
+
+
+def build_texts(root: Path) -> Built:
+    frame = pd.DataFrame(
+        {"text": ["good and warm", "bad and cold weather", "fine"] * 40, "y": ["a", "b", "a"] * 40}
+    )
+    frame.to_csv(root / "texts.csv", index=False)
+    settings = TextData(kind="text", source=str(root / "texts.csv"), text="text", target="y")
+    return build(root / "texts", data.load(settings), Model(name="text_bag", width=8))
+
+
+@pytest.mark.parametrize("kind", ["digits", "people", "texts"])
+def test_torch_answers_as_onnx_runtime_does(
+    digits: Built, people: Built, tmp_path: Path, kind: str
+) -> None:
+    built = {"digits": digits, "people": people}.get(kind) or build_texts(tmp_path)
+    by_torch = Runtime.load(built.folder, device="cpu")
+    columns = columns_of(built.dataset.schema, rows(built, 20))
+    expected = built.runtime.predict_columns(columns)
+    np.testing.assert_allclose(by_torch.predict_columns(columns), expected, atol=package.TOLERANCE)
+    assert np.ptp(expected, axis=0).max() > 1e-3, "rows that are all alike show nothing"
+    by_torch.warm_up(3)
+
+
+def test_a_device_that_computes_otherwise_does_not_serve(
+    digits: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = TorchModel.__call__
+    monkeypatch.setattr(TorchModel, "__call__", lambda self, x: right(self, x) + np.float32(0.1))
+    with pytest.raises(ModelError, match="on cpu the model differs from ONNX Runtime by 1.00e-01"):
+        Runtime.load(digits.folder, device="cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_torch_does_not_find_is_named(digits: Built) -> None:
+    with pytest.raises(ServingError, match=r"finds no GPU .* leave serve.gpus at 0"):
+        Runtime.load(digits.folder, device="cuda")
+
+
+def test_replicas_ask_for_their_part_of_a_gpu() -> None:
+    def asked(**given: Any) -> Any:
+        config = Serve(explain=False, **given)
+        bound: Any = application(None, "m", config)
+        return bound._bound_deployment.ray_actor_options
+
+    assert asked(gpus=0.25)["num_gpus"] == 0.25
+    assert "num_gpus" not in asked()

@@ -112,6 +112,9 @@ class Serve(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     replicas: Replicas = Replicas()
+    gpus: float = Field(0.0, ge=0)
+    """Of each replica, a part of one or whole ones; its model runs there with torch. At 0 it runs
+    on a CPU with ONNX Runtime."""
     batch: Batching = Batching()
     limits: Limits = Limits()
     canary: Canary | None = None

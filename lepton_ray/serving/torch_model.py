@@ -1,0 +1,67 @@
+"""A version's `model.pt2` on a GPU. Replicas on a CPU do without torch, see `runtime`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.export.passes import move_to_device_pass
+
+from lepton_ray.data.preprocess import Inputs
+from lepton_ray.errors import ModelError, ServingError
+from lepton_ray.serving.runtime import Model
+
+CHECKED = 8  # rows that the device must answer as ONNX Runtime does
+TOLERANCE = 1e-3  # of the largest output: the other order of a GPU's sums is far below, TF32 not
+
+
+class TorchModel:
+    """See `runtime.Model`.
+
+    Args:
+        device: such as ``cuda``.
+
+    Raises:
+        ServingError: when torch does not have the device.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        self._device = torch.device(device)
+        if self._device.type == "cuda" and not torch.cuda.is_available():
+            raise ServingError(
+                f"serve.gpus is set, and torch {torch.__version__} finds no GPU where the replica "
+                "runs: install a build of torch for it there, or leave serve.gpus at 0"
+            )
+        torch.set_num_threads(1)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        program = move_to_device_pass(torch.export.load(path), self._device)
+        (name,) = program.graph_signature.user_inputs
+        self._taken = next(n.meta["val"] for n in program.graph.nodes if n.name == name)
+        self._module = program.module()
+
+    def __call__(self, x: Inputs) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            given = torch.from_numpy(np.ascontiguousarray(x)).to(self._device)
+            outputs: npt.NDArray[np.float32] = self._module(given).cpu().numpy()
+        return outputs
+
+    def blank(self, rows: int) -> Inputs:
+        return torch.zeros(rows, *self._taken.shape[1:], dtype=self._taken.dtype).numpy()
+
+    def check(self, other: Model, seed: int = 0) -> None:
+        """Raises:
+        ModelError: when the other one answers random rows, or blank ones of words, otherwise.
+        """
+        x = self.blank(CHECKED)
+        if x.dtype == np.float32:
+            x = np.random.default_rng(seed).standard_normal(x.shape, np.float32)
+        mine, theirs = self(x), other(x)
+        difference = float(np.abs(mine - theirs).max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(theirs).max())):
+            raise ModelError(
+                f"on {self._device} the model differs from ONNX Runtime by {difference:.2e}: it "
+                "is not served there, leave serve.gpus at 0"
+            )
