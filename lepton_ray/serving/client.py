@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FIRST_WAIT_S = 0.2  # before the second try; twice as long before each further one
 LONGEST_WAIT_S = 20.0
-BUSY = (429, 503)
+BUSY = (429, 502, 503, 504)  # 502 and 504: a proxy lost the replica that it had asked
 
 
 class Client:
@@ -29,7 +29,8 @@ class Client:
         url: as ``http://127.0.0.1:8000``.
         key: what ``lepton-ray keys create`` printed, where the endpoint needs one.
         timeout_s: of one try.
-        tries: at most, when the endpoint is busy (429, 503) or cannot be reached.
+        tries: at most, when the endpoint is busy (429, 503), lost a replica (502, 504) or
+            cannot be reached.
         transport: of httpx, in place of the network.
     """
 

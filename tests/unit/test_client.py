@@ -104,7 +104,7 @@ def test_a_key_is_sent_and_a_refusal_is_typed(people: Runtime) -> None:
 # --- when it fails -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_busy_endpoint_is_asked_again_after_what_it_says_and_more(
     status: int, waits: list[float]
 ) -> None:
@@ -142,7 +142,7 @@ def test_an_answer_that_does_not_come_in_time_is_not_asked_for_again(waits: list
     assert waits == []
 
 
-@pytest.mark.parametrize("status", [301, 400, 404, 413, 422, 500, 502])
+@pytest.mark.parametrize("status", [301, 400, 404, 413, 422, 500])
 def test_other_answers_are_not_asked_for_again(status: int, waits: list[float]) -> None:
     said = httpx.Response(status, text="why", headers={"location": "http://other"})
     with pytest.raises(RefusedRequestError, match=f"answers {status}: why") as caught:
