@@ -20,9 +20,9 @@ Cases:
   clock (`_simulated.py`): ``multivariate_over_tpe_TASK``.
 - ``rules``: the same by each rule of stopping: ``none_over_asha`` and so on, and ``asha_27th``,
   whose first rung is earlier.
-- ``thousand``: 1,000 trials with MLflow, of no work and of the task digits: ``memory_growth`` of the
-  driver over the last 8 tenths, and ``mlflow_share`` of the time, in which the study waited for
-  MLflow; ``..._no_work``, where MLflow's calls take longer than the trials.
+- ``thousand``: 1,000 trials with MLflow, of no work and of the task digits: ``memory_growth`` of
+  the driver over the last 8 tenths, and ``mlflow_share`` of the time, in which the study waited
+  for MLflow; ``..._no_work``, where MLflow's calls take longer than the trials.
 
 Every run is appended to ``results/tuning.jsonl``; what is there is not run again. ``--quick`` has
 few trials, seeds and seconds, and keeps nothing: it shows that all works, and supports no claim.
