@@ -26,19 +26,19 @@ def give_way() -> None:
     _make_nice([threading.get_native_id()], COMPUTES)
 
 
-def look_after(*processes: int) -> None:
-    """Make all threads of processes that only look after others a little nice.
+def look_after(process: int | None = None) -> None:
+    """Make all threads of a process that only looks after others a little nice.
 
-    On a processor that an endpoint shares with them, they doubled its 99th percentile.
+    On a processor that an endpoint shares with them, such processes doubled its 99th percentile.
 
     Args:
-        processes: their ids; default this one.
+        process: its id; default this one.
     """
     if sys.platform != "linux":
         return
-    for process in processes or (os.getpid(),):
-        with contextlib.suppress(FileNotFoundError):  # it has ended
-            _make_nice(map(int, os.listdir(f"/proc/{process}/task")), LOOKS_AFTER)
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        threads = os.listdir(f"/proc/{process or os.getpid()}/task")
+        _make_nice(map(int, threads), LOOKS_AFTER)
 
 
 def _make_nice(threads: Iterable[int], niceness: int) -> None:

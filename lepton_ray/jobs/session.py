@@ -118,7 +118,8 @@ def _init(
             settings |= proxy.settings(files, ports, processors)
         with proxy.environment(settings), _alone():
             ray.init(address="local", **options)
-        look_after(*_agents())
+        for agent in _agents():
+            look_after(agent)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise ClusterError(
             f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
@@ -149,7 +150,7 @@ def _agents() -> list[int]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if AGENT in process.cmdline()[0]:
+            if AGENT in " ".join(process.cmdline()):
                 found.append(process.pid)
     return found
 
