@@ -131,7 +131,7 @@ def _init(
 def _alone() -> Iterator[None]:
     """Start Ray without what only a cluster that others look at needs: the autoscaler's monitor,
     the one that sends logs to drivers, and the server of the dashboard, which without it only
-    counts Ray's users. They took a fifth of the processors' time until a session was there.
+    counts Ray's users. They took a sixth of the processors' time until a session was there.
 
     These are private names of Ray 2.60, which is pinned; a test fails when they go away.
     """
@@ -146,7 +146,7 @@ def _alone() -> Iterator[None]:
 
 
 def _agents() -> list[int]:
-    """Ids of processes of the Ray that this one has started."""
+    """Processes that tell of the node, of the Ray that this process has started."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):

@@ -25,7 +25,7 @@ from lepton_ray.jobs import session
 from lepton_ray.priority import give_way
 from lepton_ray.serving import blocks, parts
 from lepton_ray.serving.blocks import Block, Source
-from lepton_ray.serving.follower import Files, read_files, write_files
+from lepton_ray.serving.files import Files, read_files, write_files
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.terminal import Terminal

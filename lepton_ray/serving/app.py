@@ -23,7 +23,8 @@ from lepton_ray.serving import access, api, drift, short, sweep
 from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.explain import deployment as explaining
 from lepton_ray.serving.explain.answers import Explanation
-from lepton_ray.serving.follower import Files, Present, Told, write_files
+from lepton_ray.serving.files import Files, write_files
+from lepton_ray.serving.follower import Present, Told
 from lepton_ray.serving.guard import OVERLOADED_S, needs_keys
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot

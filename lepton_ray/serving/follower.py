@@ -30,6 +30,7 @@ from lepton_ray.priority import look_after
 from lepton_ray.serving import drift, keys, manifest, metrics, ports
 from lepton_ray.serving.board import Board
 from lepton_ray.serving.drift import Drifts, Seen
+from lepton_ray.serving.files import Files, read_files
 from lepton_ray.serving.keys import Key
 from lepton_ray.serving.metrics import Snapshot
 from lepton_ray.tracking import endpoints, registry, store
@@ -47,8 +48,6 @@ HEAD = HEAD_NODE_RESOURCE_NAME  # of which the head has 1
 HEAD_SHARE = 0.001
 
 DRIFTS = 8  # columns of a version that are reported, the furthest
-
-Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -388,14 +387,3 @@ def stop(name: str) -> None:
         except ValueError:
             return
         time.sleep(0.05)
-
-
-def read_files(folder: Path) -> Files:
-    """Every file of a version by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def write_files(files: Files, folder: Path) -> None:
-    """The inverse of `read_files`."""
-    for name, content in files.items():
-        (folder / name).write_bytes(content)

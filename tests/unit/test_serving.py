@@ -357,20 +357,20 @@ def test_the_curl_line_survives_a_shell_whatever_the_texts_hold(people: Built) -
 # --- on another device ---------------------------------------------------------------------------
 
 
-def build_texts(root: Path) -> Built:
+def build_texts(root: Path, model: str) -> Built:
     frame = pd.DataFrame(
         {"text": ["good and warm", "bad and cold weather", "fine"] * 40, "y": ["a", "b", "a"] * 40}
     )
     frame.to_csv(root / "texts.csv", index=False)
     settings = TextData(kind="text", source=str(root / "texts.csv"), text="text", target="y")
-    return build(root / "texts", data.load(settings), Model(name="text_bag", width=8))
+    return build(root / "texts", data.load(settings), Model(name=model, width=8))
 
 
-@pytest.mark.parametrize("kind", ["digits", "people", "texts"])
+@pytest.mark.parametrize("kind", ["digits", "people", "text_bag", "text_transformer"])
 def test_torch_answers_as_onnx_runtime_does(
     digits: Built, people: Built, tmp_path: Path, kind: str
 ) -> None:
-    built = {"digits": digits, "people": people}.get(kind) or build_texts(tmp_path)
+    built = {"digits": digits, "people": people}.get(kind) or build_texts(tmp_path, kind)
     by_torch = Runtime.load(built.folder, device="cpu")
     columns = columns_of(built.dataset.schema, rows(built, 20))
     expected = built.runtime.predict_columns(columns)

@@ -17,7 +17,7 @@ from ray.serve.config import BackpressureConfig
 
 from lepton_ray.priority import give_way
 from lepton_ray.serving.explain.answers import Explanation
-from lepton_ray.serving.follower import Files, write_files
+from lepton_ray.serving.files import Files, write_files
 from lepton_ray.serving.requests import Columns
 
 if TYPE_CHECKING:
