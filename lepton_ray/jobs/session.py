@@ -36,6 +36,8 @@ PROBE_S = 60  # for a process to start on every node
 # each processor, and ten take a gigabyte.
 PRELOAD = {"RAY_preload_python_modules": "torch,ray.train,ray.tune"}
 PRELOAD_UP_TO = 16  # processors
+# Nobody reads the counts of a Ray that ends with its command, and every process of it sends them.
+UNCOUNTED = {"RAY_enable_metrics_collection": "0"}
 NOT_STARTED = ("start_monitor", "start_log_monitor", "start_api_server")
 AGENT = "ray::DashboardAgent"  # tells of the node; no task and no request waits for it
 
@@ -112,7 +114,9 @@ def _init(
             ray.init(address=address, **options)
             return
         processors = os.cpu_count() or 1
-        settings = RAY | (PRELOAD if trains and processors <= PRELOAD_UP_TO else {})
+        settings = RAY | UNCOUNTED
+        if trains and processors <= PRELOAD_UP_TO:
+            settings |= PRELOAD
         if proxy.available():
             ports = proxy.free_ports(proxy.ports_needed())
             settings |= proxy.settings(files, ports, processors)

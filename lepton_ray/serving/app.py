@@ -199,9 +199,9 @@ class Endpoint:
         files = await present.files[version]
         device = "cuda" if self._config.gpus else ""
         runtime = await asyncio.to_thread(_load, files, self._name, version, device)
-        rows, wait_s = await asyncio.to_thread(sweep.plan, runtime, self._config.batch)
-        logger.info("version %s: %d rows a batch, waits %.4f s", version, rows, wait_s)
-        return Batcher(runtime, rows=rows, wait_s=wait_s)
+        plan = await asyncio.to_thread(sweep.plan, runtime, self._config.batch)
+        logger.info("version %s: %s", version, plan)
+        return Batcher(runtime, rows=plan.rows, wait_s=plan.wait_s, brief=plan.brief)
 
     async def _follow(self, present: Present) -> None:
         """Change to what is named anew; requests go on meanwhile."""

@@ -23,16 +23,19 @@ class Batcher:
         rows: in one forward pass at most.
         wait_s: how long a batch that is not full waits for more, where a row is cheaper in company.
             Only a batch that gathered while the model was busy does.
+        brief: rows up to which a forward pass is so short that it goes on the event loop.
     """
 
-    def __init__(self, runtime: Runtime, *, rows: int, wait_s: float = 0.0) -> None:
+    def __init__(self, runtime: Runtime, *, rows: int, wait_s: float = 0.0, brief: int = 0) -> None:
         self.runtime = runtime
         self._rows = rows
         self._wait_s = wait_s
+        self._brief = brief
         self._waiting: deque[tuple[Columns, int, asyncio.Future[Floats]]] = deque()
         self._working: asyncio.Task[None] | None = None
-        # A thread: the forward pass stays off the event loop, which answers health checks. One, as
-        # a replica has one CPU; each version its own, so that a slow one does not hold up another.
+        # A thread: a forward pass of any length stays off the event loop, which answers health
+        # checks. One, as a replica has one CPU; each version its own, so that a slow one does not
+        # hold up another.
         self._thread = ThreadPoolExecutor(max_workers=1)
 
     async def run(self, columns: Columns) -> Floats:
@@ -88,12 +91,11 @@ class Batcher:
     async def _answer(self, taken: list[tuple[Columns, asyncio.Future[Floats]]]) -> None:
         if not taken:
             return
-        loop = asyncio.get_running_loop()
         merged = taken[0][0]
         if len(taken) > 1:
             merged = {name: np.concatenate([c[name] for c, _ in taken]) for name in merged}
         try:
-            whole = await loop.run_in_executor(self._thread, self.runtime.predict_columns, merged)
+            whole = await self._predict(merged)
         except Exception as error:
             if len(taken) > 1:  # one of them did it: the others are not to suffer
                 for one in taken:
@@ -107,6 +109,12 @@ class Batcher:
             if not future.done():
                 future.set_result(whole[at:end])
             at = end
+
+    async def _predict(self, columns: Columns) -> Floats:
+        if length(columns) <= self._brief:
+            return self.runtime.predict_columns(columns)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self.runtime.predict_columns, columns)
 
 
 def length(columns: Columns) -> int:

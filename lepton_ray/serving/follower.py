@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 NAMESPACE = "lepton_ray"
 LOOK_S = 2.0  # between two looks at the registry
-REPORT_S = 4.0  # between two reports into it; a crash loses what was counted since the last
+# Between two reports into it; a crash loses what was counted of a canary since the last.
+REPORT_S, REPORT_CANARY_S = 10.0, 4.0
 PORTS_S = 30.0  # between two looks at those that are open
 STOP_S = 10.0
 HEAD = HEAD_NODE_RESOURCE_NAME  # of which the head has 1
@@ -143,7 +144,7 @@ class Follower:
         self._bins: dict[int, dict[str, Bins]] = {}
         self._seen: Seen = {}
         self._decision = ""
-        self._reported_s = 0.0
+        self._report_s = 0.0  # when to report again
         self._ports: tuple[Port, ...] = ()
         self._ports_s = 0.0  # when to look again
         self._looked: asyncio.Task[None] | None = None
@@ -219,7 +220,7 @@ class Follower:
 
     async def _look(self) -> None:
         self._read_keys()
-        version, tried, files = await asyncio.to_thread(self._find)
+        version, tried, files, tags = await asyncio.to_thread(self._find)
         attempt = tried.canary.id if tried.canary else ""
         if attempt != self._attempt:
             self._refused, self._decision = {}, ""
@@ -230,17 +231,24 @@ class Follower:
         self._attempt = attempt
         if tried.canary is not None:
             await self._decide(tried.canary)
-        if time.monotonic() - self._reported_s >= REPORT_S:
+        if time.monotonic() >= self._report_s:
+            await asyncio.to_thread(endpoints.forget, self._name, tags, time.time())
             await asyncio.to_thread(endpoints.report, self._name, self._report())
-            self._reported_s = time.monotonic()
+            every_s = REPORT_CANARY_S if self._attempt else REPORT_S
+            self._report_s = time.monotonic() + every_s
 
-    def _find(self) -> tuple[int, Tried, dict[int, ray.ObjectRef[Files]]]:
-        """What the registry says: the version, what is tried, and the files of all of them."""
-        found = self._version
-        if not found or "@" in self._reference:
-            found = registry.resolve(self._reference).version
-        follows = self._reference == f"{self._name}@champion"
-        tried = endpoints.tried(self._name) if follows else Tried()
+    def _find(self) -> tuple[int, Tried, dict[int, ray.ObjectRef[Files]], dict[str, str]]:
+        """What the registry says: the version, what is tried, the files of all of them, and the
+        model's tags. By one question: each takes milliseconds of a processor that replicas may
+        share."""
+        name, at, alias = self._reference.partition("@")
+        if at:
+            model = registry.model(name)
+            found = model.aliases.get(alias) or registry.resolve(self._reference).version
+        else:
+            model = registry.Model({}, {})
+            found = self._version or registry.resolve(self._reference).version
+        tried = endpoints.tried_in(model.tags) if alias == "champion" else Tried()
         canary = tried.canary.version if tried.canary else None
         files: dict[int, ray.ObjectRef[Files]] = {}
         for version in (found, canary, tried.shadow):
@@ -253,7 +261,7 @@ class Follower:
                 self._bins[version] = drift.read(json.loads(content[manifest.NAME]))
                 held = ray.put(content)
             files[version] = held
-        return found, tried, files
+        return found, tried, files, model.tags
 
     def _tally_before(self, attempt: str) -> Tally:
         """What was counted before this process was there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from lepton_ray.config.schema import Batching
 from lepton_ray.serving.runtime import Runtime
@@ -13,6 +14,21 @@ SHARE = 0.25  # of the p99: a request may wait for the batch before its own, and
 NEARLY = 0.05  # a smaller batch is as good when a row in it costs so little more
 HANDOVER_S = 1e-4  # to the thread of the model and back, for each batch
 WORTH = 0.5  # others are waited for when a row in company costs less than so much of one alone
+# A pass that is shorter goes on the event loop itself, which spends as much on any request: the
+# thread, with what else runs on its processor before each of two turns, would take longer.
+BRIEF_S = 3e-4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How requests go through a model."""
+
+    rows: int
+    """Of a batch at most."""
+    wait_s: float
+    """How long a batch that is not full waits for more, under load."""
+    brief: int
+    """Rows of which a forward pass is so short that it needs no thread; 0 for none."""
 
 
 def measure(runtime: Runtime, largest: int, p99_s: float) -> dict[int, float]:
@@ -34,8 +50,8 @@ def _time(runtime: Runtime, rows: int) -> float:
     return time.perf_counter() - start
 
 
-def choose(table: Mapping[int, float], p99_s: float) -> tuple[int, float]:
-    """Rows of a batch at most, and seconds that one which is not full waits under load.
+def choose(table: Mapping[int, float], p99_s: float) -> Plan:
+    """By what forward passes take.
 
     The smallest batch in which a row is nearly as cheap as in any whose forward pass leaves time
     for the p99; and no waiting, or as long as one row takes alone, where that makes rows cheaper.
@@ -45,15 +61,16 @@ def choose(table: Mapping[int, float], p99_s: float) -> tuple[int, float]:
     limit = min(cost.values()) * (1 + NEARLY)
     rows = min(rows for rows in quick if cost[rows] <= limit)
     alone = table[min(table)]
-    return rows, alone if table[rows] / rows < WORTH * alone else 0.0
+    wait_s = alone if table[rows] / rows < WORTH * alone else 0.0
+    return Plan(rows, wait_s, max((n for n, s in table.items() if s <= BRIEF_S), default=0))
 
 
-def plan(runtime: Runtime, batch: Batching) -> tuple[int, float]:
+def plan(runtime: Runtime, batch: Batching) -> Plan:
     """What `choose` says, but for what the experiment says itself."""
-    rows, wait_s = batch.max, batch.wait_ms
-    if rows == "auto" or wait_s == "auto":
-        p99_s = batch.p99_ms / 1000
-        chosen, chosen_wait_s = choose(measure(runtime, batch.largest, p99_s), p99_s)
-        rows = chosen if rows == "auto" else rows
-        return rows, chosen_wait_s if wait_s == "auto" else wait_s / 1000
-    return rows, wait_s / 1000
+    p99_s = batch.p99_ms / 1000
+    chosen = choose(measure(runtime, batch.largest, p99_s), p99_s)
+    if batch.max != "auto":
+        chosen = replace(chosen, rows=batch.max)
+    if batch.wait_ms != "auto":
+        chosen = replace(chosen, wait_s=batch.wait_ms / 1000)
+    return chosen

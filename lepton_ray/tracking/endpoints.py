@@ -85,10 +85,11 @@ def tried(name: str) -> Tried:
     Raises:
         ModelError: when there is no such model.
     """
-    return _tried(registry.tags(name))
+    return tried_in(registry.model(name).tags)
 
 
-def _tried(tags: Mapping[str, str]) -> Tried:
+def tried_in(tags: Mapping[str, str]) -> Tried:
+    """The same, by a model's tags."""
     return Tried(
         Canary.from_json(json.loads(tags[CANARY])) if tags.get(CANARY) else None,
         int(tags[SHADOW]) if tags.get(SHADOW) else None,
@@ -140,7 +141,7 @@ def set_shadow(name: str, version: int | None) -> None:
     store = client()
     if version is not None:
         store.set_registered_model_tag(name, SHADOW, str(version))
-    elif SHADOW in registry.tags(name):
+    elif SHADOW in registry.model(name).tags:
         store.delete_registered_model_tag(name, SHADOW)
 
 
@@ -169,14 +170,23 @@ def end_canary(name: str, canary: Canary, decision: Decision) -> bool:
 
 
 def report(name: str, said: Report) -> None:
-    """Note that an endpoint runs, and forget those that have not for long."""
+    """Note that an endpoint runs."""
     store = client()
     text = json.dumps(dataclasses.asdict(said))
     if len(text) > MOST_CHARS:  # columns of long names
         text = json.dumps(dataclasses.asdict(dataclasses.replace(said, drifts={})))
     store.set_registered_model_tag(name, f"{ENDPOINT}{said.id}", text)
-    for other in reports(name):
-        if said.seen_s - other.seen_s > FORGET_S:
+
+
+def forget(name: str, tags: Mapping[str, str], now_s: float) -> None:
+    """Drop what endpoints said that have been silent for long.
+
+    Args:
+        tags: of the model.
+        now_s: since the epoch.
+    """
+    for other in _reports(tags):
+        if now_s - other.seen_s > FORGET_S:
             withdraw(name, other.id)
 
 
@@ -188,7 +198,7 @@ def withdraw(name: str, endpoint: str) -> None:
 
 def reports(name: str) -> list[Report]:
     """What the endpoints of a model said last, of those too that are silent since."""
-    return _reports(registry.tags(name))
+    return _reports(registry.model(name).tags)
 
 
 def _reports(tags: Mapping[str, str]) -> list[Report]:
@@ -216,8 +226,8 @@ def overview(name: str | None = None) -> dict[str, tuple[Tried, list[Report]]]:
         ModelError: when there is no such model.
     """
     if name is not None:
-        tags = registry.tags(name)
-        return {name: (_tried(tags), _reports(tags))}
+        tags = registry.model(name).tags
+        return {name: (tried_in(tags), _reports(tags))}
     every = {m.name: dict(m.tags) for m in client().search_registered_models()}
-    found = {model: (_tried(tags), _reports(tags)) for model, tags in every.items()}
+    found = {model: (tried_in(tags), _reports(tags)) for model, tags in every.items()}
     return {m: (t, r) for m, (t, r) in found.items() if r or t != Tried()}

@@ -58,6 +58,15 @@ class ModelVersion:
         return folder
 
 
+@dataclass(frozen=True)
+class Model:
+    """A registered model."""
+
+    aliases: dict[str, int]
+    """Alias -> version."""
+    tags: dict[str, str]
+
+
 @contextlib.contextmanager
 def _no_progress_bar() -> Iterator[None]:
     before = os.environ.get("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR")
@@ -192,20 +201,21 @@ def _champions(name: str) -> list[int]:
     Raises:
         ModelError: when there is no such model.
     """
-    return [int(v) for v in tags(name).get(CHAMPIONS, "").split(",") if v]
+    return [int(v) for v in model(name).tags.get(CHAMPIONS, "").split(",") if v]
 
 
-def tags(name: str) -> dict[str, str]:
-    """Of a registered model.
+def model(name: str) -> Model:
+    """What the registry says of a model now, by one question.
 
     Raises:
         ModelError: when there is no such model.
     """
     store = client()
     try:
-        return dict(store.get_registered_model(name).tags)
+        found = store.get_registered_model(name)
     except MlflowException as error:
         raise ModelError(f"no model {name!r}: {_hint(store, name)}") from error
+    return Model({a: int(v) for a, v in found.aliases.items()}, dict(found.tags))
 
 
 @contextlib.contextmanager
@@ -258,14 +268,14 @@ def _hint(store: MlflowClient, name: str) -> str:
     known = sorted(n for n in listed if not n.endswith(LOCK))
     if name not in known:
         return f"registered are: {', '.join(known) or 'none yet'}"
-    model = store.get_registered_model(name)
-    aliases = ", ".join(f"{a} -> {v}" for a, v in model.aliases.items()) or "none"
+    found = store.get_registered_model(name)
+    aliases = ", ".join(f"{a} -> {v}" for a, v in found.aliases.items()) or "none"
     return f"{name} has the aliases: {aliases}; see lepton-ray models list"
 
 
 def _value(store: MlflowClient, version: Any) -> ModelVersion:
-    model = store.get_registered_model(version.name)
-    aliases = tuple(a for a, v in model.aliases.items() if str(v) == str(version.version))
+    found = store.get_registered_model(version.name)
+    aliases = tuple(a for a, v in found.aliases.items() if str(v) == str(version.version))
     return ModelVersion(
         name=version.name,
         version=int(version.version),

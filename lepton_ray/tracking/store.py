@@ -44,6 +44,9 @@ def absolute_uri() -> str:
     return uri if path is None else f"{SQLITE}{path.resolve()}"
 
 
+_opened: set[str] = set()  # by this process, without an error
+
+
 def client() -> MlflowClient:
     """A client of the store; artifacts are never unpickled.
 
@@ -56,7 +59,9 @@ def client() -> MlflowClient:
     try:
         mlflow.set_tracking_uri(uri)
         store = MlflowClient(uri)
-        store.search_experiments(max_results=1)
+        if uri not in _opened:
+            store.search_experiments(max_results=1)
+            _opened.add(uri)
     except (MlflowException, OSError, ImportError) as error:
         raise StoreError(
             f"the MLflow store {uri} cannot be used: {_first_line(error)}; set MLFLOW_TRACKING_URI"

@@ -192,6 +192,19 @@ def test_it_is_told_by_metrics_and_status(
     assert endpoints.reports("people")[0].drifts == {}, "the rest is told still"
 
 
+def test_what_endpoints_said_that_are_long_gone_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client().create_registered_model("people")
+    said: dict[str, Any] = {"url": "http://x", "reference": "people@champion", "version": 3}
+    now_s = time.time()
+    for name, ago_s in [("here", 5.0), ("silent", 600.0), ("gone", endpoints.FORGET_S + 5)]:
+        endpoints.report("people", Report(id=name, replicas=1, seen_s=now_s - ago_s, **said))
+    endpoints.forget("people", registry.model("people").tags, now_s)
+    assert [report.id for report in endpoints.reports("people")] == ["here", "silent"]
+
+
 def test_what_another_release_told_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client().create_registered_model("people")
@@ -202,7 +215,7 @@ def test_what_another_release_told_is_read(tmp_path: Path, monkeypatch: pytest.M
     client().set_registered_model_tag("people", f"{endpoints.ENDPOINT}a", json.dumps(value))
     (found,) = endpoints.reports("people")
     assert (found.version, found.drifts) == (3, {})
-    assert registry.tags("people")
+    assert registry.model("people").tags
 
 
 def test_a_canary_far_from_its_training_data_is_rolled_back_where_a_rule_says_so() -> None:

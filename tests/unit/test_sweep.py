@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lepton_ray.config.schema import Batching, Serve
-from lepton_ray.serving.sweep import choose, measure, plan
+from lepton_ray.serving.sweep import Plan, choose, measure, plan
 
 MS = 0.001
 
@@ -14,18 +14,20 @@ MS = 0.001
     ("table", "p99_ms", "chosen"),
     [
         # A row is cheaper in company: the largest batch, and one that is not full waits a little.
-        ({1: 1 * MS, 8: 2 * MS, 64: 8 * MS}, 50, (64, 1 * MS)),
+        ({1: 1 * MS, 8: 2 * MS, 64: 8 * MS}, 50, Plan(64, 1 * MS, 0)),
         # The same with less time: 8 ms would be more than a quarter of 20.
-        ({1: 1 * MS, 8: 2 * MS, 64: 8 * MS}, 20, (8, 1 * MS)),
+        ({1: 1 * MS, 8: 2 * MS, 64: 8 * MS}, 20, Plan(8, 1 * MS, 0)),
         # It costs the same whatever the batch: enough to make little of the way to the thread.
-        ({1: 1 * MS, 2: 2 * MS, 8: 8 * MS, 64: 64 * MS}, 400, (2, 0)),
+        ({1: 1 * MS, 2: 2 * MS, 8: 8 * MS, 64: 64 * MS}, 400, Plan(2, 0, 0)),
         # Larger ones are worse.
-        ({1: 1 * MS, 8: 4 * MS, 64: 60 * MS}, 400, (8, 0)),
+        ({1: 1 * MS, 8: 4 * MS, 64: 60 * MS}, 400, Plan(8, 0, 0)),
+        # Up to 16 rows are through sooner than a thread has its turn.
+        ({1: 0.1 * MS, 16: 0.2 * MS, 64: 0.4 * MS}, 50, Plan(64, 0.1 * MS, 16)),
         # Even one row takes too long.
-        ({1: 100 * MS}, 50, (1, 0)),
+        ({1: 100 * MS}, 50, Plan(1, 0, 0)),
     ],
 )
-def test_the_choice(table: dict[int, float], p99_ms: float, chosen: tuple[int, float]) -> None:
+def test_the_choice(table: dict[int, float], p99_ms: float, chosen: Plan) -> None:
     assert choose(table, p99_ms * MS) == chosen
 
 
@@ -47,10 +49,8 @@ def test_it_is_measured_up_to_what_takes_too_long(monkeypatch: pytest.MonkeyPatc
 
 def test_what_the_experiment_says_itself_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
-    assert plan(slow, Batching()) == (1, 0)
-    assert plan(slow, Batching(max=16)) == (16, 0)
-    assert plan(slow, Batching(wait_ms=3)) == (1, 0.003)
-    slow.now_s = 0
-    assert plan(slow, Batching(max=16, wait_ms=3)) == (16, 0.003)
-    assert slow.now_s == 0, "nothing was measured"
+    assert plan(slow, Batching()) == Plan(1, 0, 0)
+    assert plan(slow, Batching(max=16)) == Plan(16, 0, 0)
+    assert plan(slow, Batching(wait_ms=3)) == Plan(1, 0.003, 0)
+    assert plan(slow, Batching(max=16, wait_ms=3)) == Plan(16, 0.003, 0)
     assert Serve.model_validate({"batch": "auto"}).batch == Batching()

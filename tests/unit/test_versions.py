@@ -80,13 +80,30 @@ def test_what_waits_while_the_model_is_busy_is_one_batch() -> None:
     assert sum(model.batches) == 17
 
 
-def test_a_request_that_fails_fails_alone() -> None:
+def test_a_brief_pass_needs_no_thread() -> None:
+    threads: dict[int, bool] = {}
+
+    def note(x: Any) -> None:
+        threads[len(x)] = threading.current_thread() is threading.main_thread()
+
+    async def go() -> None:
+        batcher = Batcher(Model(1, note), rows=8, brief=2)
+        for values in ((1,), (1, 2), (1, 2, 3)):
+            assert (await batcher.run(columns(*values)))[:, 0].tolist() == list(values)
+        batcher.close()
+
+    asyncio.run(go())
+    assert threads == {1: True, 2: True, 3: False}
+
+
+@pytest.mark.parametrize("brief", [0, 8])
+def test_a_request_that_fails_fails_alone(brief: int) -> None:
     def fail_at_13(x: Any) -> None:
         if 13 in x:
             raise ValueError("thirteen")
 
     async def go() -> None:
-        batcher = Batcher(Model(1, fail_at_13), rows=8)
+        batcher = Batcher(Model(1, fail_at_13), rows=8, brief=brief)
         runs = [batcher.run(columns(n)) for n in (1, 13, 2)]
         one, bad, two = await asyncio.gather(*runs, return_exceptions=True)
         assert (one[0, 0], two[0, 0]) == (1, 2)
