@@ -55,6 +55,11 @@ def declare(commands: Commands) -> None:
     optimize.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     optimize.add_argument("--smallest", action="store_true", help="instead of the fastest")
     optimize.add_argument(
+        "--gpu",
+        action="store_true",
+        help="the fastest on this machine's GPU, for endpoints with serve.gpus",
+    )
+    optimize.add_argument(
         "--lose",
         type=float,
         default=0.005,
@@ -182,4 +187,5 @@ def _optimize(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]
         terminal=terminal,
         methods=[method for method, wanted in asked.items() if wanted],
         student=options.student,
+        device="cuda" if options.gpu else "",
     )

@@ -6,8 +6,8 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from lepton_ray.pipeline.promotion import dataset_of
 from lepton_ray.pipeline.students import Student
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving import package, smaller
-from lepton_ray.serving.runtime import CHUNK, Runtime, open_session
+from lepton_ray.serving.runtime import CHUNK, Model, OnnxModel, Runtime
 from lepton_ray.serving.signature import signature
 from lepton_ray.serving.smaller import Latency
+from lepton_ray.serving.torch_model import FORMS, Form, TorchModel
 from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.registry import ModelVersion
@@ -33,6 +34,7 @@ from lepton_ray.tracking.store import Tracker
 from lepton_ray.training.tasks import task_of
 
 PRESENT = "as it is"
+ON_CPU = "ONNX Runtime on a CPU"
 ALIKE = 64  # rows on which it is looked whether neighbours matter
 GAIN = 0.9  # of the present latency or size, that a candidate must stay below to be worth a version
 BATCH = 64
@@ -51,7 +53,23 @@ class Candidate:
     test: dict[str, float]
     neighbours: float
     """Largest difference that the rows beside a row make to its outputs."""
+    tolerance: float = package.TOLERANCE
+    """Of that, what its arithmetic alone may make."""
     training_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """A form of a version, ready to be measured."""
+
+    model: Model
+    path: Path
+    """Of its file, for the size."""
+    torch: Form | None = None
+    """How torch runs it, if it does."""
+    student: Student | None = None
+    kept: bool = True
+    """Whether it could become a version, or is only measured beside."""
 
 
 def optimize(
@@ -62,6 +80,7 @@ def optimize(
     terminal: Terminal,
     methods: Collection[str] = (),
     student: str | None = None,
+    device: str = "",
 ) -> dict[str, Any]:
     """Measure int8 forms of a version, students of it and levels of graph optimization, and
     register the best form.
@@ -73,6 +92,8 @@ def optimize(
         lose: share of its metric (`METRICS`, for numbers R2) that it may lose, 0.005 by default.
         methods: of `students.METHODS`, each trained.
         student: the setting that students have smaller, see `students.settings`.
+        device: of torch, such as ``cuda``: measure the ways to run the version there instead,
+            `torch_model.FORMS`.
 
     Raises:
         GateError: when none is better and loses little enough, with all that was measured.
@@ -84,6 +105,11 @@ def optimize(
         raise InputError(
             f"--student {student} is of a form that is trained: add --distill or --prune"
         )
+    if device and (smallest or methods):
+        raise InputError(
+            "--gpu looks for the fastest way to run a version as it is: leave out --smallest, "
+            "--distill and --prune"
+        )
     version = registry.resolve(reference)
     folder = version.folder()
     before = manifests.verify(folder)
@@ -94,27 +120,30 @@ def optimize(
         students.settings(experiment, student)  # before anything is measured
     dataset = dataset_of(version, experiment)
     with tempfile.TemporaryDirectory() as scratch:
-        files = smaller.quantized(folder / "model.onnx", Path(scratch), dataset.train.x)
-        trained: dict[str, Student] = {}
+        if device:
+            forms, failed = _by_torch(folder, device)
+        else:
+            forms, failed = _by_onnx(folder, Path(scratch), dataset)
         for method in methods:
             target = Path(scratch) / method
             try:
-                trained[method] = students.train(
+                made = students.train(
                     method, student, experiment, dataset, folder, target, terminal.progress
                 )
-                files[method] = trained[method].folder / "model.onnx"
+                path = made.folder / "model.onnx"
+                forms[method] = _Form(model=OnnxModel(path), path=path, student=made)
             except Exception as error:  # whatever training raises: the others are measured
-                files[method] = f"cannot be made: {error}"
-        found = [
-            replace(c, training_s=trained[c.name].training_s) if c.name in trained else c
-            for c in _measure(folder / "model.onnx", files, dataset)
-        ]
-        failed = {name: why for name, why in files.items() if isinstance(why, str)}
-        present, forms = found[0], [c for c in found if c.name in files]
+                failed[method] = f"cannot be made: {error}"
+        found = _measure(forms, dataset)
+        present = found[0]
         metric = METRICS.get(dataset.schema.task, "r2")
-        whys = {c.name: _why_not(c, present, metric, lose, smallest) for c in forms}
+        whys = {
+            c.name: _why_not(c, present, metric, lose, smallest)
+            for c in found[1:]
+            if forms[c.name].kept
+        }
         terminal.say(_table(found, metric, {**whys, **failed}))
-        good = [c for c in forms if not whys[c.name]]
+        good = [c for c in found if whys.get(c.name) == ""]
         best = min(good, key=lambda c: _cost(c, smallest), default=None)
         value = {"candidates": [asdict(c) for c in found], "failed": failed, "not_taken": whys}
         tracker = Tracker(version.name, local_root(experiment.storage) / "artifacts")
@@ -131,35 +160,81 @@ def optimize(
                     f"{'smaller' if smallest else 'faster'} by a tenth and loses at most {lose:g} "
                     f"of {metric}"
                 )
-            origin = trained[best.name].folder if best.name in trained else folder
-            made = _register(version, origin, Path(str(files[best.name])), best, run_id, scratch)
+            version = _register(version, folder, forms[best.name], best, run_id, scratch)
         finally:
             tracker.finish(run_id)
-    terminal.say(f"{made.name}/{made.version} is {best.name}; promote it, or try it as a canary")
-    return {**value, "taken": best.name, "name": made.name, "version": made.version}
+    said = f"{version.name}/{version.version} is {best.name}; promote it, or try it as a canary"
+    terminal.say(said)
+    return {**value, "taken": best.name, "name": version.name, "version": version.version}
 
 
-def _measure(model: Path, files: dict[str, Path | str], dataset: Dataset) -> list[Candidate]:
-    paths = {PRESENT: model, **{n: p for n, p in files.items() if isinstance(p, Path)}}
-    sessions = {name: open_session(path) for name, path in paths.items()}
-    sessions |= {name: smaller.session(model, level) for name, level in smaller.LEVELS.items()}
-    times = smaller.latencies(sessions, dataset.validation.x, batch=BATCH, calls=CALLS)
+def _by_onnx(
+    folder: Path, scratch: Path, dataset: Dataset
+) -> tuple[dict[str, _Form], dict[str, str]]:
+    """Name -> form, the present one first; and name -> why one cannot be made."""
+    present = folder / "model.onnx"
+    forms = {PRESENT: _Form(model=OnnxModel(present), path=present)}
+    failed = {}
+    for name, made in smaller.quantized(present, scratch, dataset.train.x).items():
+        if isinstance(made, Path):
+            forms[name] = _Form(model=OnnxModel(made), path=made)
+        else:
+            failed[name] = made
+    forms |= {
+        name: _Form(model=OnnxModel(present, level), path=present, kept=False)
+        for name, level in smaller.LEVELS.items()
+    }
+    return forms, failed
 
-    def scores(name: str, samples: Samples) -> dict[str, float]:
-        task = task_of(dataset)
-        outputs = torch.from_numpy(smaller.outputs(sessions[name], samples.x, CHUNK))
+
+def _by_torch(folder: Path, device: str) -> tuple[dict[str, _Form], dict[str, str]]:
+    """The same on another device.
+
+    Raises:
+        ServingError: when torch does not have it.
+        ModelError: when the version as it is computes otherwise there.
+    """
+    path = folder / "model.pt2"
+    on_cpu = OnnxModel(folder / "model.onnx")
+    present = TorchModel(path, device)
+    present.check(on_cpu)
+    forms = {PRESENT: _Form(model=present, path=path, torch=Form())}
+    failed = {}
+    for name, form in FORMS.items():
+        try:
+            model = TorchModel(path, device, form)
+            model.check(on_cpu)  # and compile
+            forms[name] = _Form(model=model, path=path, torch=form)
+        except Exception as error:  # whatever a compiler raises
+            failed[name] = f"cannot be made: {smaller.first_line(error)}"
+    forms[ON_CPU] = _Form(model=on_cpu, path=folder / "model.onnx", kept=False)
+    return forms, failed
+
+
+def _measure(forms: Mapping[str, _Form], dataset: Dataset) -> list[Candidate]:
+    models = {name: form.model for name, form in forms.items()}
+    times = smaller.latencies(models, dataset.validation.x, batch=BATCH, calls=CALLS)
+    task = task_of(dataset)
+
+    def scores(model: Model, samples: Samples) -> dict[str, float]:
+        outputs = torch.from_numpy(smaller.outputs(model, samples.x, CHUNK))
         return task.measure(task.answers(outputs, samples), samples)
 
+    alike = dataset.validation.x[:ALIKE]
     return [
         Candidate(
             name=name,
-            bytes=paths.get(name, model).stat().st_size,
+            bytes=form.path.stat().st_size,
             latency=times[name],
-            validation=scores(name, dataset.validation),
-            test=scores(name, dataset.test),
-            neighbours=smaller.neighbours_matter(of, dataset.validation.x[:ALIKE]),
+            validation=scores(form.model, dataset.validation),
+            test=scores(form.model, dataset.test),
+            neighbours=smaller.neighbours_matter(form.model, alike),
+            tolerance=(
+                form.torch.tolerance(form.model(alike)) if form.torch else package.TOLERANCE
+            ),
+            training_s=form.student.training_s if form.student else 0.0,
         )
-        for name, of in sessions.items()
+        for name, form in forms.items()
     ]
 
 
@@ -174,7 +249,7 @@ def _why_not(
     lost = present.validation[metric] - candidate.validation[metric]
     if lost > lose:
         return f"loses {lost:.4f} of {metric}"
-    if candidate.neighbours > max(package.TOLERANCE, present.neighbours):
+    if candidate.neighbours > max(candidate.tolerance, present.neighbours):
         return f"answers change by {candidate.neighbours:.2g} with the rows beside"
     if _cost(candidate, smallest) > GAIN * _cost(present, smallest):
         return f"not {'smaller' if smallest else 'faster'} by a tenth"
@@ -224,17 +299,21 @@ def _picture(found: list[Candidate], metric: str) -> bytes:
 def _register(
     version: ModelVersion,
     folder: Path,
-    model: Path,
+    form: _Form,
     best: Candidate,
     run_id: str,
     scratch: str,
 ) -> ModelVersion:
-    """A version of the files in ``folder`` but `model.onnx`."""
+    """A version of the files in ``folder``, or of a student's, that runs in the form."""
+    origin = form.student.folder if form.student else folder
     made = Path(scratch) / "version"
-    shutil.copytree(folder, made)
-    shutil.copyfile(model, made / "model.onnx")
-    before = manifests.verify(folder)
+    shutil.copytree(origin, made)
+    if form.path.parent != origin:
+        shutil.copyfile(form.path, made / "model.onnx")
+    before = manifests.verify(origin)
     kept = {k: v for k, v in before.items() if k not in ("format", "files")}
+    if form.torch:
+        kept[manifests.TORCH] = asdict(form.torch)
     optimized = {
         "form": best.name,
         "of": f"{version.name}/{version.version}",

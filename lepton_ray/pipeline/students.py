@@ -19,7 +19,7 @@ from lepton_ray.models.pruning import PRUNABLE, prune
 from lepton_ray.pipeline.version import write_version
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving import smaller
-from lepton_ray.serving.runtime import CHUNK, open_session
+from lepton_ray.serving.runtime import CHUNK, OnnxModel
 from lepton_ray.training import determinism
 from lepton_ray.training.checkpoint import CheckpointFolder
 from lepton_ray.training.distillation import Taught
@@ -111,7 +111,7 @@ def _taught(dataset: Dataset, teacher: Path) -> Dataset:
             f"only what tells classes apart can be distilled, and this is a {dataset.schema.task}"
         )
     x, y = dataset.train.x, dataset.train.y
-    logits = smaller.outputs(open_session(teacher / "model.onnx"), x, CHUNK)
+    logits = smaller.outputs(OnnxModel(teacher / "model.onnx"), x, CHUNK)
     return replace(dataset, train=Taught(x=x, y=y, logits=logits))
 
 

@@ -11,6 +11,7 @@ from lepton_ray.errors import ModelError
 
 FORMAT = 2  # raised with what a version holds; every earlier one can still be read
 NAME = "manifest.json"
+TORCH = "torch"  # key of how torch runs it on a GPU, see `torch_model.Form`
 
 
 def sha256(path: Path) -> str:

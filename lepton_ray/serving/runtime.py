@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnxruntime import GraphOptimizationLevel as Level
 
 from lepton_ray.data import decision, drift, fitted
 from lepton_ray.data.decision import AnyDecision
@@ -43,10 +44,14 @@ class Model(Protocol):
 
 
 class OnnxModel:
-    """See `Model`."""
+    """See `Model`.
 
-    def __init__(self, path: Path) -> None:
-        self._session = open_session(path)
+    Args:
+        level: of graph optimization; default all.
+    """
+
+    def __init__(self, path: Path, level: Level = Level.ORT_ENABLE_ALL) -> None:
+        self._session = open_session(path, level)
 
     def __call__(self, x: Inputs) -> npt.NDArray[np.float32]:
         return run_session(self._session, x)
@@ -102,7 +107,7 @@ class Runtime:
         """
         manifest = manifests.verify(folder)
         schema = Schema.from_json(json.loads((folder / "schema.json").read_text()))
-        model = _model(folder, device)
+        model = _model(folder, device, manifest)
         listed = folder / EXAMPLES
         examples = json.loads(listed.read_text()) if listed.exists() else ()
         preprocess = fitted.load(folder)
@@ -182,13 +187,13 @@ class Runtime:
         return self._form.answers(found, self.decision, top_k)
 
 
-def _model(folder: Path, device: str) -> Model:
+def _model(folder: Path, device: str, manifest: Mapping[str, Any]) -> Model:
     on_cpu = OnnxModel(folder / "model.onnx")
     if not device:
         return on_cpu
-    from lepton_ray.serving.torch_model import TorchModel  # and torch
+    from lepton_ray.serving.torch_model import Form, TorchModel  # and torch
 
-    model = TorchModel(folder / "model.pt2", device)
+    model = TorchModel(folder / "model.pt2", device, Form(**manifest.get(manifests.TORCH, {})))
     model.check(on_cpu)
     return model
 
@@ -201,12 +206,13 @@ def read_decision(folder: Path, schema: Schema) -> AnyDecision:
     return decision.from_json(schema, json.loads(path.read_text()))
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path, level: Level = Level.ORT_ENABLE_ALL) -> onnxruntime.InferenceSession:
     """One thread: a replica has one CPU, and the threads are part of what the bytes depend on."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.graph_optimization_level = level
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

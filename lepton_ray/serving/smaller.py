@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
+from onnxruntime import GraphOptimizationLevel as Level
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -23,12 +23,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from lepton_ray.data.preprocess import Inputs
 from lepton_ray.errors import RunError
-from lepton_ray.serving.runtime import open_session, run_session
+from lepton_ray.serving.runtime import Model, open_session
 
 LEVELS = {
-    "no graph optimization": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic graph": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended graph": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "no graph optimization": Level.ORT_DISABLE_ALL,
+    "basic graph": Level.ORT_ENABLE_BASIC,
+    "extended graph": Level.ORT_ENABLE_EXTENDED,
 }
 """Beside which stands what every endpoint runs: all of them."""
 CALIBRATION = 256  # training samples that set the ranges of a static int8 model
@@ -57,7 +57,7 @@ def quantized(model: Path, folder: Path, calibration: Inputs) -> dict[str, Path 
         try:
             quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
         except Exception as error:  # whatever a model's graph makes it raise
-            return {"int8": f"cannot be made: {_first(error)}"}
+            return {"int8": f"cannot be made: {first_line(error)}"}
         for name in ("int8 dynamic", "int8 static"):
             path = folder / f"{name.replace(' ', '-')}.onnx"
             try:
@@ -77,32 +77,22 @@ def quantized(model: Path, folder: Path, calibration: Inputs) -> dict[str, Path 
                 open_session(path)
                 made[name] = path
             except Exception as error:
-                made[name] = f"cannot be made: {_first(error)}"
+                made[name] = f"cannot be made: {first_line(error)}"
     return made
 
 
-def session(path: Path, level: onnxruntime.GraphOptimizationLevel) -> onnxruntime.InferenceSession:
-    """As endpoints open it, at another level of graph optimization."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = level
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def outputs(of: onnxruntime.InferenceSession, x: Inputs, chunk: int) -> npt.NDArray[np.float32]:
+def outputs(of: Model, x: Inputs, chunk: int) -> npt.NDArray[np.float32]:
     """[n, outputs]"""
-    return np.concatenate([run_session(of, x[at : at + chunk]) for at in range(0, len(x), chunk)])
+    return np.concatenate([of(x[at : at + chunk]) for at in range(0, len(x), chunk)])
 
 
-def neighbours_matter(of: onnxruntime.InferenceSession, x: Inputs) -> float:
+def neighbours_matter(of: Model, x: Inputs) -> float:
     """Largest difference that the rows beside a row make to its outputs."""
-    alone = np.concatenate([run_session(of, x[at : at + 1]) for at in range(len(x))])
-    return float(np.abs(run_session(of, x) - alone).max())
+    return float(np.abs(of(x) - outputs(of, x, 1)).max())
 
 
 def latencies(
-    sessions: Mapping[str, onnxruntime.InferenceSession], x: Inputs, *, batch: int, calls: int
+    models: Mapping[str, Model], x: Inputs, *, batch: int, calls: int
 ) -> dict[str, Latency]:
     """How long each takes for one row and for a batch, in turn.
 
@@ -110,11 +100,11 @@ def latencies(
         x: inputs to take rows from.
         calls: with one row, each in every round.
     """
-    one: dict[str, list[float]] = {name: [] for name in sessions}
-    whole: dict[str, list[float]] = {name: [] for name in sessions}
+    one: dict[str, list[float]] = {name: [] for name in models}
+    whole: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(ROUNDS):
-        for name, of in sessions.items():
-            run_session(of, x[:1])
+        for name, of in models.items():
+            of(x[:1])
             for call in range(calls):
                 row = x[call % len(x) : call % len(x) + 1]
                 one[name].append(_seconds(of, row))
@@ -125,13 +115,13 @@ def latencies(
             p99_ms=float(np.percentile(one[name], 99) * 1000),
             batch_ms=float(np.median(whole[name]) * 1000),
         )
-        for name in sessions
+        for name in models
     }
 
 
-def _seconds(of: onnxruntime.InferenceSession, x: Inputs) -> float:
+def _seconds(of: Model, x: Inputs) -> float:
     start = time.perf_counter()
-    run_session(of, x)
+    of(x)
     return time.perf_counter() - start
 
 
@@ -149,7 +139,8 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
         return next(self._parts, None)
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what it says, else its name."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 

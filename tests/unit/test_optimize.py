@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mlflow.artifacts import download_artifacts
@@ -19,6 +21,7 @@ from lepton_ray.pipeline.checks import score
 from lepton_ray.pipeline.optimize import Candidate
 from lepton_ray.serving import package
 from lepton_ray.serving.load import load_model
+from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.smaller import LEVELS, Latency
 from lepton_ray.tracking import registry
 from tests import apps
@@ -81,6 +84,46 @@ def test_the_smallest_form_that_is_good_enough_becomes_a_version(
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="is int8 static already"):
         optimize.optimize("small/2", smallest=True, lose=0.01, terminal=terminal)
+
+
+def test_another_way_to_run_it_on_a_device_becomes_a_version(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimize, "CALLS", 3)
+    real = optimize._measure
+
+    def timed(*given: Any) -> list[Candidate]:
+        """As a GPU might, where bfloat16 is faster."""
+        found = real(*given)
+        times = {n: Latency(p50_ms=t, p99_ms=t, batch_ms=t) for n, t in p50_ms.items()}
+        return [dataclasses.replace(c, latency=times[c.name]) for c in found]
+
+    p50_ms = {optimize.PRESENT: 1.0, "bf16": 0.8, "compiled": 0.95, "bf16, compiled": 0.5}
+    p50_ms[optimize.ON_CPU] = 0.1  # only beside: it is not what the endpoint would run
+    monkeypatch.setattr(optimize, "_measure", timed)
+    terminal = Lines()
+    done = optimize.optimize("small/1", smallest=False, lose=0.01, terminal=terminal, device="cpu")
+    assert [c["name"] for c in done["candidates"]] == list(p50_ms)
+    assert (done["taken"], done["failed"]) == ("bf16, compiled", {})
+    assert done["not_taken"]["compiled"] == "not faster by a tenth"
+
+    name, number = done["name"], done["version"]
+    folder = registry.resolve(f"{name}/{number}").folder()
+    columns = {"image": dataset.test_columns["image"][:40]}
+    single = Runtime.load(registry.resolve("small/1").folder(), device="cpu")
+    expected = single.predict_columns(columns)
+    found = Runtime.load(folder, device="cpu").predict_columns(columns)
+    assert 1e-6 < np.abs(found - expected).max() < 0.1, "it is bfloat16"
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.9
+    on_cpu = load_model(f"{name}/{number}").predict_columns(columns)
+    np.testing.assert_array_equal(on_cpu, load_model("small/1").predict_columns(columns))
+
+
+@pytest.mark.parametrize("given", [{"smallest": True}, {"methods": ["pruned"]}])
+def test_what_makes_no_sense_on_a_gpu_is_named(dataset: Dataset, given: dict[str, Any]) -> None:
+    asked = {"smallest": False, "lose": 0.01, "terminal": Lines(), **given}
+    with pytest.raises(InputError, match="--gpu looks for the fastest way .* leave out --smallest"):
+        optimize.optimize("small/1", device="cuda", **asked)
 
 
 def test_what_loses_too_much_is_not_registered(
