@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "lepton_ray.serving.client",
-    "Experiment": "lepton_ray.pipeline",
+    "Experiment": "lepton_ray.pipeline.experiment",
     "LeptonRayError": "lepton_ray.errors",
     "load_model": "lepton_ray.serving.load",
 }

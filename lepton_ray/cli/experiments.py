@@ -71,7 +71,7 @@ def _init(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
 
 
 def _plan(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline import Experiment
+    from lepton_ray.pipeline.experiment import Experiment
 
     experiment = Experiment.load(options.file, options.settings)
     if options.cluster is None:
@@ -96,9 +96,9 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     from lepton_ray.jobs.session import session_beside
 
     searches = experiment.tune is not None and options.command != "train"
-    module = "lepton_ray.pipeline.search" if searches else "lepton_ray.pipeline"
+    module = "lepton_ray.pipeline.search" if searches else "lepton_ray.pipeline.run"
     with session_beside(module, options.address):
-        from lepton_ray.pipeline import Run
+        from lepton_ray.pipeline.run import Run
 
         result = Run(
             experiment,

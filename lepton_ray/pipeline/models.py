@@ -7,7 +7,6 @@ from typing import Any
 from lepton_ray.config import load
 from lepton_ray.errors import InputError
 from lepton_ray.jobs import session
-from lepton_ray.pipeline import promotion
 from lepton_ray.serving import endpoint
 from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import registry
@@ -51,10 +50,13 @@ def serve_model(
     with session.session(address):
         session.check_gpus(settings, session.possible(session.resources()))
         endpoint.check_free(reference)
-        if canary:
-            promotion.canary(canary, terminal)
-        if shadow:
-            promotion.shadow(shadow, terminal)
+        if canary or shadow:
+            from lepton_ray.pipeline import promotion  # and torch, which takes 2 s
+
+            if canary:
+                promotion.canary(canary, terminal)
+            if shadow:
+                promotion.shadow(shadow, terminal)
         with endpoint.serving(reference, settings, stay=detach) as live:
             terminal.say(
                 f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs"

@@ -24,13 +24,13 @@ from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.explain import deployment as explaining
 from lepton_ray.serving.explain.answers import Explanation
 from lepton_ray.serving.files import Files, write_files
-from lepton_ray.serving.follower import Present, Told
 from lepton_ray.serving.guard import OVERLOADED_S, needs_keys
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.refusals import RefusedError
 from lepton_ray.serving.requests import Columns
 from lepton_ray.serving.runtime import Floats, Runtime
+from lepton_ray.serving.told import Present, Told
 from lepton_ray.serving.versions import Versions
 
 logger = logging.getLogger("ray.serve")

@@ -110,20 +110,13 @@ def serving(
     if not serve.status().proxies:  # else the port is taken by the Serve that will answer
         check_port(config.host, config.port)
     version = registry.resolve(reference)
-    serve.start(http_options={"host": config.host, "port": config.port})
-    connected = serve.context._get_global_client()
-    assert connected is not None
-    listening = connected.http_config
-    if (listening.host, listening.port) != (config.host, config.port):
-        raise ServingError(
-            f"Serve on this cluster listens at {listening.host}:{listening.port} already, and "
-            f"cannot at {config.host}:{config.port} too: set serve.host and serve.port to those"
-        )
     check_free(reference)
     url = f"http://{_reachable(config.host)}:{config.port}"
+    # It loads MLflow, which takes seconds, while Serve starts.
     following, endpoint = follower.start(reference, version.name, url, source)
     ended = False
     try:
+        _start(config)
         try:
             serve.run(
                 application(following, version.name, config),
@@ -141,9 +134,29 @@ def serving(
         raise
     finally:
         if ended:
-            serve.delete(version.name)
-            follower.stop(version.name)
-            endpoints.withdraw(version.name, endpoint)
+            try:
+                if version.name in serve.status().applications:
+                    serve.delete(version.name)
+            finally:
+                follower.stop(version.name)
+                endpoints.withdraw(version.name, endpoint)
+
+
+def _start(config: Serve) -> None:
+    """Serve itself, on this cluster.
+
+    Raises:
+        ServingError: when it runs already, and listens elsewhere.
+    """
+    serve.start(http_options={"host": config.host, "port": config.port})
+    connected = serve.context._get_global_client()
+    assert connected is not None
+    listening = connected.http_config
+    if (listening.host, listening.port) != (config.host, config.port):
+        raise ServingError(
+            f"Serve on this cluster listens at {listening.host}:{listening.port} already, and "
+            f"cannot at {config.host}:{config.port} too: set serve.host and serve.port to those"
+        )
 
 
 def stop(name: str) -> None:

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from lepton_ray.serving.drift import Drifts, Seen
 from lepton_ray.serving.files import Files, read_files
 from lepton_ray.serving.keys import Key
 from lepton_ray.serving.metrics import Snapshot
+from lepton_ray.serving.told import Present, Told
 from lepton_ray.tracking import endpoints, registry, store
 from lepton_ray.tracking.canary import Canary, Tally, add, decide
 from lepton_ray.tracking.endpoints import Port, Report, Tried
@@ -65,38 +66,6 @@ class KeySource:
             ServingError: when the file cannot be used.
         """
         return (*keys.read(self.path), *self.extra)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a replica has to say."""
-
-    counted: Snapshot
-    attempt: str
-    tally: Tally
-    """Since the last time."""
-    refused: dict[int, str]
-    """Version -> why this replica does not answer with it."""
-    seen: Seen = field(default_factory=dict)
-    """Since the last time."""
-
-
-@dataclass(frozen=True)
-class Present:
-    """What a replica must know."""
-
-    version: int
-    canary: Canary | None
-    shadow: int | None
-    files: dict[int, ray.ObjectRef[Files]]
-    """Of these versions."""
-    keys: tuple[Key, ...]
-    replicas: int
-    """That have asked lately, at least 1."""
-    problem: str
-    """With the keys or the registry, or ""."""
-    state: dict[str, Any]
-    """Of what is tried, for ``/health``."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +125,7 @@ class Follower:
         Raises:
             LeptonRayError: when the registry cannot be read at the first look.
         """
-        await self._start()
+        await self.begin()
         now_s = time.monotonic()
         self._board.note(replica, told.counted, now_s)
         if told.attempt == self._attempt:
@@ -201,8 +170,12 @@ class Follower:
         tried, drifts = metrics.of_tally(self._tally), metrics.of_drifts(self._drifts())
         return {**self._board.totals(now_s), **tried, **drifts}
 
-    async def _start(self) -> None:
-        """Look once, then go on looking; at the first call, or a restart's."""
+    async def begin(self) -> None:
+        """Look once, then go on looking; at the first call, or a restart's.
+
+        Raises:
+            LeptonRayError: when the registry cannot be read.
+        """
         if self._following is not None:
             return
         if self._looked is None or (self._looked.done() and self._looked.exception()):
@@ -360,7 +333,9 @@ def start(reference: str, name: str, url: str, key_source: KeySource | None) -> 
         runtime_env={"env_vars": {"MLFLOW_TRACKING_URI": store.absolute_uri()}},
     )
     try:
-        return remote.remote(reference, endpoint, url, key_source), endpoint
+        made: Any = remote.remote(reference, endpoint, url, key_source)
+        made.begin.remote()  # so that replicas, which load for seconds, find what they need
+        return made, endpoint
     except ValueError as error:
         raise ServingError(f"another command has just begun to serve {name} here") from error
 

@@ -21,7 +21,7 @@ from lepton_ray.config.schema import Experiment
 from lepton_ray.data import Dataset
 from lepton_ray.errors import ClusterError, TrainingError
 from lepton_ray.jobs import session
-from lepton_ray.pipeline import Run
+from lepton_ray.pipeline.run import Run
 from lepton_ray.priority import COMPUTES
 from lepton_ray.training import processor
 from lepton_ray.training.digest import state_sha256

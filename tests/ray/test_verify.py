@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lepton_ray.errors import DivergenceError, InputError
-from lepton_ray.pipeline import Run
+from lepton_ray.pipeline.run import Run
 from lepton_ray.pipeline.verify import verify
 from lepton_ray.terminal import Silent
 from tests.ray.conftest import experiment

@@ -17,12 +17,13 @@ from lepton_ray.errors import ServingError
 from lepton_ray.serving import endpoint, follower, guard, keys
 from lepton_ray.serving.access import MOST, AccessLog
 from lepton_ray.serving.board import FORGET_S, GONE_S, Board
-from lepton_ray.serving.follower import About, Follower, KeySource, Told
+from lepton_ray.serving.follower import About, Follower, KeySource
 from lepton_ray.serving.guard import needs_keys
 from lepton_ray.serving.keys import Key, Keyring
 from lepton_ray.serving.metrics import Metrics, page
 from lepton_ray.serving.refusals import RefusedError
 from lepton_ray.serving.runtime import Runtime
+from lepton_ray.serving.told import Told
 from lepton_ray.tracking import endpoints
 from tests import apps
 

@@ -150,7 +150,10 @@ def test_a_model_runs_without_ray() -> None:
         ("lepton_ray.cli", ("torch", "ray", "mlflow", "pandas")),
         ("lepton_ray.jobs.submission", ("torch", "mlflow", "pandas")),
         ("lepton_ray.jobs.driver", ("torch", "ray", "mlflow", "pandas")),
-        ("lepton_ray.pipeline", ("ray.tune", "ray.serve")),
+        ("lepton_ray.serving.app", ("torch", "mlflow")),
+        ("lepton_ray.pipeline.run", ("ray.tune", "ray.serve")),
+        ("lepton_ray.pipeline.models", ("torch", "ray.train", "ray.tune")),
+        ("lepton_ray.pipeline.status", ("torch", "ray.train", "ray.tune", "ray.serve")),
     ],
 )
 def test_what_is_waited_for_loads_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
