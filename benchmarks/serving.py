@@ -14,8 +14,9 @@ Cases: ``peak`` (wrk, 64 connections), ``tail`` (at 60 % of the weakest peer's p
 defaults, which break down on one core, each request timed from when it was to be sent),
 ``promotions`` (10 under load), ``overload`` (`CROWD` connections, which ask again at once when they
 are sent away; good answers over those of the peak), ``explain`` (ours on all cores, at
-`EXPLAIN_RATE`, with four callers that ask ``/explain`` all the time, and without). Results are
-appended to ``results/serving.jsonl``; ``--resume`` goes on with the last run there.
+`EXPLAIN_RATE`, with four callers that ask ``/explain`` all the time, and without; those callers are
+nice, 19, as people who ask are on other machines). Results are appended to
+``results/serving.jsonl``; ``--resume`` goes on with the last run there.
 """
 
 from __future__ import annotations
@@ -412,6 +413,7 @@ def explaining(bench: Bench, results: Results, *, quick: bool) -> None:
     done: list[int] = []
 
     def call(server: Server) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while not stop.is_set():
             with suppress(OSError, ValueError):  # a 429 is an answer too
                 done.append(len(server.ask("/explain")["explanations"]))

@@ -107,7 +107,9 @@ def serving(
             yield live
         return
     source, key = _keys(config)
-    if not serve.status().proxies:  # else the port is taken by the Serve that will answer
+    if serve.status().proxies:  # its port is taken by the Serve that will answer
+        _start(config)
+    else:
         check_port(config.host, config.port)
     version = registry.resolve(reference)
     check_free(reference)

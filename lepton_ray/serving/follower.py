@@ -36,7 +36,7 @@ from lepton_ray.serving.metrics import Snapshot
 from lepton_ray.serving.told import Present, Told
 from lepton_ray.tracking import endpoints, registry, store
 from lepton_ray.tracking.canary import Canary, Tally, add, decide
-from lepton_ray.tracking.endpoints import Port, Report, Tried
+from lepton_ray.tracking.endpoints import Report, Tried
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ NAMESPACE = "lepton_ray"
 LOOK_S = 2.0  # between two looks at the registry
 # Between two reports into it; a crash loses what was counted of a canary since the last.
 REPORT_S, REPORT_CANARY_S = 10.0, 4.0
-PORTS_S = 30.0  # between two looks at those that are open
 STOP_S = 10.0
 HEAD = HEAD_NODE_RESOURCE_NAME  # of which the head has 1
 HEAD_SHARE = 0.001
@@ -113,9 +112,7 @@ class Follower:
         self._bins: dict[int, dict[str, Bins]] = {}
         self._seen: Seen = {}
         self._decision = ""
-        self._report_s = 0.0  # when to report again
-        self._ports: tuple[Port, ...] = ()
-        self._ports_s = 0.0  # when to look again
+        self._report_s: float | None = None  # when to report again; from the first replica on
         self._looked: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
 
@@ -128,6 +125,9 @@ class Follower:
         await self.begin()
         now_s = time.monotonic()
         self._board.note(replica, told.counted, now_s)
+        if self._report_s is None:  # now there is an endpoint to tell of
+            self._report_s = now_s
+            await self._tell()
         if told.attempt == self._attempt:
             self._tally = add([self._tally, told.tally])
         self._refused |= told.refused
@@ -204,11 +204,14 @@ class Follower:
         self._attempt = attempt
         if tried.canary is not None:
             await self._decide(tried.canary)
-        if time.monotonic() >= self._report_s:
+        if self._report_s is not None and time.monotonic() >= self._report_s:
             await asyncio.to_thread(endpoints.forget, self._name, tags, time.time())
-            await asyncio.to_thread(endpoints.report, self._name, self._report())
-            every_s = REPORT_CANARY_S if self._attempt else REPORT_S
-            self._report_s = time.monotonic() + every_s
+            await self._tell()
+
+    async def _tell(self) -> None:
+        await asyncio.to_thread(endpoints.report, self._name, self._report())
+        every_s = REPORT_CANARY_S if self._attempt else REPORT_S
+        self._report_s = time.monotonic() + every_s
 
     def _find(self) -> tuple[int, Tried, dict[int, ray.ObjectRef[Files]], dict[str, str]]:
         """What the registry says: the version, what is tried, the files of all of them, and the
@@ -272,21 +275,18 @@ class Follower:
             self._keys, self._problem = (), "the key file cannot be read: no key is accepted"
 
     def _report(self) -> Report:
-        now_s = time.monotonic()
-        if now_s >= self._ports_s:
-            self._ports, self._ports_s = ports.opened(), now_s + PORTS_S
         return Report(
             id=self._endpoint,
             url=self._url,
             reference=self._reference,
             version=self._version,
-            replicas=self._board.replicas(now_s),
+            replicas=self._board.replicas(time.monotonic()),
             seen_s=time.time(),
             canary=self._attempt,
             tally=self._tally,
             decision=self._decision,
             problem=self._problem or "; ".join(self._refused.values()),
-            ports=self._ports,
+            ports=ports.opened(),
             drifts={v: dict(list(d.items())[:DRIFTS]) for v, d in self._drifts().items()},
         )
 

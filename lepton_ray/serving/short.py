@@ -3,7 +3,7 @@
 Of the time that a replica with a small model spends on a request, Serve takes a third: tasks that
 watch for a client who goes, contexts, counts. Its HTTP server, in a replica that HAProxy reaches
 directly, takes middleware that a function in RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
-(`jobs.proxy`). So requests for ``/predict`` go from there to the application, which has its own
+(`jobs.proxy`). So requests for predictions go from there to the application, which has its own
 queue, counts and log (`guard.Guard`). All others go through Serve, and so do these where it must
 know of them:
 
@@ -14,6 +14,7 @@ know of them:
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 if TYPE_CHECKING:  # Serve's proxies load this module, and need nothing of a replica's
     from lepton_ray.serving.guard import Guard
 
-PATH = "/predict"
+PATHS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 SLOW_S = 1.0  # an answer, after which clients may have gone before theirs
 TAKEN = "lepton_ray.short"  # in the scope of a request that came this way
 
@@ -59,7 +60,7 @@ class Short:
         if (
             there is not None
             and scope["type"] == "http"
-            and scope["path"] == PATH
+            and PATHS.fullmatch(scope["path"])
             and there.app.took_s < SLOW_S
             and asyncio.get_running_loop() is there.loop  # a person may have given it a thread
         ):

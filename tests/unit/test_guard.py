@@ -251,7 +251,7 @@ def test_a_key_file_that_is_lost_lets_nobody_in(
     monkeypatch.setattr(endpoints, "report", lambda name, said: None)
     keys.create(file, "site", ("predict",), None)
     follower = Follower("people/1", "e", "http://people", KeySource(file))
-    monkeypatch.setattr(follower, "_find", lambda: (1, endpoints.Tried(), {}))
+    monkeypatch.setattr(follower, "_find", lambda: (1, endpoints.Tried(), {}, {}))
 
     async def present() -> Any:
         return await follower.present("r", Told({}, "", {}, {}))

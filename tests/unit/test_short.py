@@ -17,6 +17,13 @@ from lepton_ray.serving.runtime import Runtime
 from tests import apps
 
 BODY = {"rows": [{"age": 7, "city": "Rom"}]}
+TENSORS = {
+    "id": "1",
+    "inputs": [
+        {"name": "age", "datatype": "FP64", "shape": [1], "data": [7]},
+        {"name": "city", "datatype": "BYTES", "shape": [1], "data": ["Rom"]},
+    ],
+}
 
 
 @pytest.fixture
@@ -50,10 +57,15 @@ def test_predictions_take_the_short_way_and_all_else_serve_s(people: Runtime) ->
         assert answer.headers.get_list("x-request-id") == ["r-1"]
         assert (await ask("/predict?top_k=1", json=BODY)).json()["version"] == 3
         assert (await ask("/predict", json={"rows": []})).status_code == 422
-        for path in ("/health", "/explain", "/predict/", "/v2/models/people/infer", "/-/healthz"):
+        for path in ("/v2/models/people/infer", "/v2/models/people/versions/3/infer"):
+            assert (await ask(path, json=TENSORS)).json() == inferred, path
+        others = ("/health", "/explain", "/predict/", "/v2/models/people", "/-/healthz")
+        for path in (*others, "/v2/models/people/infer/more"):
             assert (await ask(path)).text == "serve", path
 
     expected = app.post("/predict", json=BODY).json()
+    inferred = app.post("/v2/models/people/infer", json=TENSORS).json()
+    assert inferred["outputs"]
     asyncio.run(asked())
     asyncio.run(in_another_loop())
 
@@ -86,7 +98,7 @@ def test_the_short_way_has_keys_a_queue_and_clients_that_go(
         go_on.set()
         assert (await first).status_code == 200
         headers = [(name.encode(), value.encode()) for name, value in given.items()]
-        scope = {"type": "http", "method": "POST", "path": short.PATH, "query_string": b"",
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"",
                  "headers": headers, "client": ("127.0.0.1", 1)}  # fmt: skip
         await short.Short(serve)(scope, gone, nowhere)
         assert app.lines[-1]["status"] == 499
