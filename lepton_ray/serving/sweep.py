@@ -73,4 +73,7 @@ def plan(runtime: Runtime, batch: Batching) -> Plan:
         chosen = replace(chosen, rows=batch.max)
     if batch.wait_ms != "auto":
         chosen = replace(chosen, wait_s=batch.wait_ms / 1000)
+    if any(column.kind == "text" for column in runtime.schema.columns):
+        # Its words are found before the pass, and that is not measured: a text may be long.
+        chosen = replace(chosen, brief=0)
     return chosen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from lepton_ray.config.schema import Batching, Serve
@@ -34,17 +36,28 @@ def test_the_choice(table: dict[int, float], p99_ms: float, chosen: Plan) -> Non
 class Slow:
     """A model of which a row takes 5 ms by a clock of its own."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, kind: str = "number", row_s: float = 0.005
+    ) -> None:
         self.now_s = 0.0
+        self.row_s = row_s
+        self.schema = SimpleNamespace(columns=[SimpleNamespace(kind=kind)])
         monkeypatch.setattr("time.perf_counter", lambda: self.now_s)
 
     def warm_up(self, rows: int) -> None:
-        self.now_s += 0.005 * rows
+        self.now_s += self.row_s * rows
 
 
 def test_it_is_measured_up_to_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(measure(Slow(monkeypatch), 64, 0.1)) == [1, 2, 4, 8]
     assert list(measure(Slow(monkeypatch), 3, 10.0)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("kind", "brief"), [("number", 2), ("text", 0)])
+def test_a_text_may_take_longer_than_the_model(
+    monkeypatch: pytest.MonkeyPatch, kind: str, brief: int
+) -> None:
+    assert plan(Slow(monkeypatch, kind=kind, row_s=1e-4), Batching(max=4)).brief == brief
 
 
 def test_what_the_experiment_says_itself_holds(monkeypatch: pytest.MonkeyPatch) -> None:
