@@ -65,5 +65,7 @@ def test_what_the_experiment_says_itself_holds(monkeypatch: pytest.MonkeyPatch) 
     assert plan(slow, Batching()) == Plan(1, 0, 0)
     assert plan(slow, Batching(max=16)) == Plan(16, 0, 0)
     assert plan(slow, Batching(wait_ms=3)) == Plan(1, 0.003, 0)
+    slow.now_s = 0
     assert plan(slow, Batching(max=16, wait_ms=3)) == Plan(16, 0.003, 0)
+    assert slow.now_s == 0, "nothing was measured"
     assert Serve.model_validate({"batch": "auto"}).batch == Batching()
