@@ -7,7 +7,9 @@ Nothing heavy is imported before a command is known, so that ``--help`` is insta
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import gc
 import logging
 import os
 import shlex
@@ -31,6 +33,7 @@ UNEXPECTED = 70  # a bug, or a machine that fails: unlike 1, another try may do
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(arguments)
+    atexit.register(gc.freeze)  # the end of Python looks through all that torch and MLflow hold
     terminal = Terminal(quiet=options.json)
     try:
         return _run(options, terminal)

@@ -18,7 +18,9 @@ from typing import Any
 import psutil
 import ray
 from ray._private.node import Node
+from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
 from ray.exceptions import RayError
+from ray.experimental.internal_kv import _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.config.schema import Serve, Workers
@@ -26,7 +28,7 @@ from lepton_ray.errors import ClusterError
 from lepton_ray.jobs import cluster_file, proxy
 from lepton_ray.priority import RAY, look_after
 from lepton_ray.training import processor
-from lepton_ray.training.elasticity import SPOT
+from lepton_ray.training.elasticity import NO_DASHBOARD, SPOT
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ def _init(
             settings |= proxy.settings(files, ports, processors)
         with proxy.environment(settings), _alone():
             ray.init(address="local", **options)
+            _internal_kv_put(DASHBOARD_ADDRESS, NO_DASHBOARD, namespace=KV_NAMESPACE_DASHBOARD)
         for agent in _agents():
             look_after(agent)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:

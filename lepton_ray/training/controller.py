@@ -23,11 +23,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
 from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RayError
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import Result
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import (
@@ -95,6 +101,10 @@ class Backend(TorchConfig):
 class Scaling(ScalingPolicy):
     """Sizes the group from the nodes as they are now, and sees to the live replicas."""
 
+    def after_controller_start(self, train_run_context: Any) -> None:
+        if _has_dashboard():  # else a process is started to ask an autoscaler that is not there
+            super().after_controller_start(train_run_context)
+
     def bind(self, controller: Controller) -> None:
         self._controller = controller
         self._looked_at = 0.0
@@ -104,7 +114,7 @@ class Scaling(ScalingPolicy):
         """Ranks of the group that wait at a step boundary; what they would lose is saved."""
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+        self._ask_for_nodes()
         limits = self.scaling_config
         size = elasticity.decide_start(
             self._make_room(), self._each, minimum=limits.min_workers, maximum=limits.max_workers
@@ -114,7 +124,7 @@ class Scaling(ScalingPolicy):
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
     ) -> ScalingDecision:
-        self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
+        self._ask_for_nodes()
         if self._planned is not None:
             assert self._pausing_since is not None
             waited = time.monotonic() - self._pausing_since
@@ -150,6 +160,10 @@ class Scaling(ScalingPolicy):
             assert worker_group is not None
             worker_group.execute_async(_request_pause)
         return NoopDecision()
+
+    def _ask_for_nodes(self) -> None:
+        if self._coordinator_client is not None:
+            self._maybe_send_resource_request()  # type: ignore[no-untyped-call]
 
     def _resize(self, size: int) -> ResizeDecision:
         self._planned, self._pausing_since = None, None
@@ -328,6 +342,12 @@ class Controller(TrainController):
         return sorted(events, key=lambda event: event["at"])
 
 
+def _has_dashboard() -> bool:
+    """Whether others may look at this Ray, an autoscaler too: `jobs.session` starts its without."""
+    found = _internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)
+    return found not in (None, elasticity.NO_DASHBOARD)
+
+
 class Trainer(TorchTrainer):
     """``TorchTrainer`` run by our `Controller`, which workers find by ``controller_name``.
 
@@ -346,6 +366,15 @@ class Trainer(TorchTrainer):
         self._controller_name = controller_name
         self._live = live
         self._on_event = on_event
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without what starts a process for nothing: Ray Data's datasets, of which there are none,
+        and the cleaner of a dead controller's room where Ray ends with its driver."""
+        unneeded: tuple[type, ...] = (DatasetsCallback,)
+        if not _has_dashboard():
+            unneeded += (PlacementGroupCleanerCallback,)
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [one for one in callbacks if not isinstance(one, unneeded)]
 
     def _initialize_and_run_controller(self, **kwargs: Any) -> Result:
         node = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 SPOT = {"ray.io/market-type": "spot"}
 """How Ray labels a node that may be taken away."""
+NO_DASHBOARD = b"127.0.0.1:1"
+"""Stands for the dashboard's address where a process has started Ray for itself: whoever asks is
+refused at once, and where nothing is found Ray looks for 40 s. No autoscaler is there either."""
 MAX_STUCK = 3  # failures in a row without one step done: the cause does not go away by itself
 
 

@@ -261,3 +261,39 @@ for opened in (session_beside("json"), session()):
     )
     small = (os.cpu_count() or 1) <= PRELOAD_UP_TO
     assert done.stdout.split() == [str(small), "False"], done.stderr
+
+
+def test_an_embedded_ray_has_no_dashboard_and_nobody_looks_for_one(tmp_path: Path) -> None:
+    """Ray looks for 40 s where no address is found, and the end of a training waited for it."""
+    code = f"""
+from pathlib import Path
+import ray
+from ray.util.state import list_actors
+from ray.util.state.exception import ServerUnavailable
+from lepton_ray import data
+from lepton_ray.jobs.session import session
+from lepton_ray.training.trainer import train
+from tests.ray.conftest import experiment
+
+one = experiment(workers={{"min": 1, "max": 1}})
+with session():
+    dataset = ray.put(data.load(one.data))
+    train(one, dataset, folder=Path("{tmp_path}"), checkpoints="{tmp_path}/checkpoints")
+    try:
+        list_actors()
+    except ServerUnavailable:
+        print("refused")
+    started = {{actor["ActorClassName"] for actor in ray._private.state.actors().values()}}
+    print(*sorted(name.rpartition(".")[2] for name in started))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    refused, *started = done.stdout.split()
+    assert refused == "refused", done.stdout
+    assert started == ["Controller", "RayTrainWorker", "SynchronizationActor"]

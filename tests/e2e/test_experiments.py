@@ -12,6 +12,7 @@ import pytest
 
 from lepton_ray.config import load
 from lepton_ray.training.metrics import direction
+from tests import stores
 
 REPO = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def test_it_does_better_than_the_trivial_baseline(
             *(f"--set={setting}" for setting in more),
         ],
         cwd=REPO,
-        env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"},
+        env=os.environ | {"MLFLOW_TRACKING_URI": stores.new(tmp_path)},
         capture_output=True,
         text=True,
         check=False,

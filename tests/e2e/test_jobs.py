@@ -19,6 +19,7 @@ from threading import Thread
 import psutil
 import pytest
 
+from tests import stores
 from tests.e2e.test_demo import COMMAND, DIGITS
 
 DEADLINE_S = 600
@@ -60,7 +61,7 @@ class Cluster:
             "RAY_metrics_report_interval_ms": "1000",
             "LEPTON_JOBS": str(self.folder / "jobs"),
             "LEPTON_STORAGE": str(self.folder / "storage"),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db",
+            "MLFLOW_TRACKING_URI": stores.new(self.folder),
         }
         self.process = subprocess.Popen(
             [str(bin_folder / "ray"), "start", "--head", "--block", "--num-cpus=1",

@@ -16,6 +16,7 @@ from lepton_ray.errors import InputError
 from lepton_ray.pipeline import batch
 from lepton_ray.serving import blocks
 from lepton_ray.terminal import Silent
+from tests import stores
 from tests.versions import register
 
 
@@ -39,7 +40,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         experiment.model, dataset.preprocess.input_shape, 2, dataset.preprocess.facts
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", stores.new(root))
         register(experiment, dataset, model, root)
         yield "people/1"
 

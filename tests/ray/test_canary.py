@@ -27,6 +27,7 @@ from lepton_ray.serving.load import load_model
 from lepton_ray.tracking import endpoints, registry
 from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.registry import ModelVersion
+from tests import stores
 from tests.ray.conftest import experiment
 from tests.versions import register
 
@@ -76,7 +77,7 @@ def url(
     """Two replicas of version 1; version 2 raises, 3 and 4 are good."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("registry")
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", stores.new(root))
         versions = [add(dataset, root, seed) for seed in (1, 2, 3, 4)]
         registry.promote(versions[0], instead_of=None)
         break_version(versions[1])

@@ -31,6 +31,7 @@ from lepton_ray.serving.follower import start, stop
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.tracking import registry
+from tests import stores
 from tests.ray.conftest import experiment
 from tests.versions import register
 
@@ -40,7 +41,7 @@ def registered(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> It
     """An untrained version, as ``small@champion``."""
     root = tmp_path_factory.mktemp("registry")
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
+    os.environ["MLFLOW_TRACKING_URI"] = stores.new(root)
     small = experiment()
     model = models.build(small.model, dataset.preprocess.input_shape, 10)
     version = register(small, dataset, model, root)

@@ -18,6 +18,7 @@ from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.requests import columns_of
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.registry import ModelVersion
+from tests import stores
 from tests.ray.conftest import experiment
 from tests.versions import register
 
@@ -30,7 +31,7 @@ def version(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Itera
     small = experiment()
     model = models.build(small.model, dataset.preprocess.input_shape, 10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", stores.new(root))
         made = register(small, dataset, model, root)
         registry.promote(made, instead_of=None)
         yield made

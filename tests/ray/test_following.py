@@ -18,6 +18,7 @@ from lepton_ray.serving import endpoint, package
 from lepton_ray.serving.load import load_model
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.registry import ModelVersion
+from tests import stores
 from tests.ray.conftest import experiment
 from tests.versions import register
 
@@ -35,7 +36,7 @@ def version(dataset: Dataset, root: Path, seed: int) -> ModelVersion:
 def url(
     cluster: None, port: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     registry.promote(version(dataset, tmp_path, 1), instead_of=None)
     replicas = {"min": 2, "max": 2}
     with endpoint.serving("followed@champion", Serve(port=port, replicas=replicas)) as live:

@@ -11,13 +11,14 @@ from sklearn.datasets import load_digits
 import lepton_ray
 from lepton_ray.config import validate
 from lepton_ray.pipeline.run import Run
+from tests import stores
 
 
 @pytest.mark.slow
 def test_labels_go_from_a_file_to_an_answer(
     cluster: None, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     monkeypatch.chdir(tmp_path)
     digits = load_digits(as_frame=True)
     number = digits.target

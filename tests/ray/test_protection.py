@@ -20,6 +20,7 @@ from lepton_ray.errors import RefusedRequestError, ServingError
 from lepton_ray.serving import endpoint, follower, keys, package
 from lepton_ray.serving.client import Client
 from lepton_ray.tracking import registry
+from tests import stores
 from tests.ray.conftest import experiment
 from tests.versions import register
 
@@ -54,7 +55,7 @@ def live(
 ) -> Iterator[endpoint.Live]:
     root = tmp_path_factory.mktemp("registry")
     patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    patch.setenv("MLFLOW_TRACKING_URI", stores.new(root))
     settings = experiment(name=NAME)
     model = models.build(settings.model, dataset.preprocess.input_shape, 10)
     registry.promote(register(settings, dataset, model, root), instead_of=None)

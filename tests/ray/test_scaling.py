@@ -14,6 +14,7 @@ from lepton_ray.data import Dataset
 from lepton_ray.serving import app, endpoint, package
 from lepton_ray.serving.load import load_model
 from lepton_ray.tracking import registry
+from tests import stores
 from tests.ray.conftest import experiment
 from tests.versions import register
 
@@ -29,7 +30,7 @@ def replicas() -> int:
 def test_the_last_replica_goes_and_comes_back_when_it_is_asked(
     cluster: None, port: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     monkeypatch.setattr(app, "QUIET_S", 1.0)
     quiet = experiment(name="quiet")
     model = models.build(quiet.model, dataset.preprocess.input_shape, 10)

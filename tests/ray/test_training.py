@@ -27,6 +27,7 @@ from lepton_ray.training import processor
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.trainer import train
+from tests import stores
 from tests.ray.conftest import experiment
 
 
@@ -169,7 +170,7 @@ def test_a_run_leaves_what_was_asked_for_in_its_folder(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     asked = experiment(
         train={
             "epochs": 3,

@@ -11,6 +11,7 @@ from lepton_ray.errors import DivergenceError, InputError
 from lepton_ray.pipeline.run import Run
 from lepton_ray.pipeline.verify import verify
 from lepton_ray.terminal import Silent
+from tests import stores
 from tests.ray.conftest import experiment
 
 
@@ -18,7 +19,7 @@ from tests.ray.conftest import experiment
 def run(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", stores.new(folder))
         done = Run(experiment(storage=str(folder)), "train").go()
     return str(done["run"])
 

@@ -53,7 +53,7 @@ def test_classes_that_can_be_told_apart_leave_the_scale_finite() -> None:
 
 
 def test_a_threshold_is_the_best_one_there_is() -> None:
-    logits, y = answers()
+    logits, y = answers(400)
     found = decision.fit(logits, y, Evaluate(threshold="f1"))
     second = found.probabilities(logits)[:, 1]
     best = max(f1_score(y, second > t) for t in np.unique(second))

@@ -22,7 +22,7 @@ from lepton_ray.tracking import endpoints, registry
 from lepton_ray.tracking.canary import Canary, Counts, decide
 from lepton_ray.tracking.endpoints import Report
 from lepton_ray.tracking.store import client
-from tests import apps
+from tests import apps, stores
 from tests.versions import register
 
 RNG = np.random.default_rng(0)
@@ -133,7 +133,7 @@ def test_a_replica_looks_at_some_rows_of_every_version_and_never_at_all(tmp_path
     )
     model = models.build(Model(name="linear"), dataset.preprocess.input_shape, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
         folder = register(experiment, dataset, model, tmp_path).folder()
     new, old = (Runtime.load(folder, name="people", version=v) for v in (1, 2))
     assert drift.read(new.manifest) == dataset.bins
@@ -170,7 +170,7 @@ def test_the_latest_rows_count_most() -> None:
 def test_it_is_told_by_metrics_and_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     drifts = {3: {"age": Drift(0.4, 0.125, 1200), "city": Drift(0.01, 0.0, 1200)}}
     page = metrics.page(metrics.of_drifts(drifts)).decode()
     assert 'lepton_ray_drift{column="age",version="3"} 0.4' in page
@@ -195,7 +195,7 @@ def test_it_is_told_by_metrics_and_status(
 def test_what_endpoints_said_that_are_long_gone_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     client().create_registered_model("people")
     said: dict[str, Any] = {"url": "http://x", "reference": "people@champion", "version": 3}
     now_s = time.time()
@@ -206,7 +206,7 @@ def test_what_endpoints_said_that_are_long_gone_is_forgotten(
 
 
 def test_what_another_release_told_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     client().create_registered_model("people")
     value = {
         "id": "a", "url": "http://x", "reference": "people@champion", "version": 3, "replicas": 1,

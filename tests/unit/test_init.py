@@ -21,14 +21,14 @@ from lepton_ray.pipeline import guess
 from lepton_ray.pipeline.guesses import Guess
 from lepton_ray.pipeline.init import init
 from lepton_ray.terminal import Silent
-from tests import apps
+from tests import apps, stores
 
 TABLE = {"kind": "table", "model": "table_resnet"}
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return stores.new(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(autouse=True)

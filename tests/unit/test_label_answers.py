@@ -20,7 +20,7 @@ from lepton_ray.pipeline import batch, checks, promotion, reports
 from lepton_ray.pipeline.batch import parts
 from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.runtime import Runtime
-from tests import apps, versions
+from tests import apps, stores, versions
 from tests.unit.test_batch import Lines
 
 LABELS = ("old", "roman", "even")
@@ -192,7 +192,7 @@ def test_a_version_is_scored_by_its_labels_names(runtime: Runtime, dataset: data
 def test_mlflow_loads_it_and_versions_are_compared(
     tmp_path: Path, trained: Any, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "people.csv")
     same = data.load(EXPERIMENT.data)

@@ -24,7 +24,7 @@ from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.serving.smaller import LEVELS, Latency
 from lepton_ray.tracking import registry
-from tests import apps
+from tests import apps, stores
 from tests.terminal import Lines
 from tests.versions import register
 
@@ -47,7 +47,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
     model = apps.fitted(dataset, experiment.model)
     torch.set_num_threads(threads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", stores.new(root))
         register(experiment, dataset, model, root)
         yield dataset
 

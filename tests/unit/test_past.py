@@ -15,6 +15,7 @@ from lepton_ray.pipeline import past, search
 from lepton_ray.terminal import Silent
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.tuning.journal import Journal
+from tests import stores
 from tests.studies import LR, SPACE, Player, experiment
 
 DIGEST = "d1"
@@ -23,7 +24,7 @@ DIGEST = "d1"
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
 
 
 def studied(asked: Experiment, command: str = "tune") -> RunFolder:

@@ -15,6 +15,7 @@ from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreErr
 from lepton_ray.jobs import session
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.training import exactness
+from tests import stores
 
 DIABETES = {"kind": "table", "source": "sklearn:diabetes", "target": "target"}
 SMALL = {
@@ -26,7 +27,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return stores.new(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from lepton_ray.serving import ports
 from lepton_ray.tracking import endpoints
 from lepton_ray.tracking.endpoints import Port, Report
 from lepton_ray.tracking.store import client
+from tests import stores
 
 
 def test_what_listens_is_named_and_whether_others_can_reach_it(
@@ -40,7 +41,7 @@ def test_what_listens_is_named_and_whether_others_can_reach_it(
 def test_status_names_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     client().create_registered_model("people")
     told = Report(
         id="a", url="http://x", reference="people/1", version=1, replicas=1, seen_s=time.time(),

@@ -21,7 +21,7 @@ from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.tracking.store import client
 from lepton_ray.training.loop import Replica
-from tests import versions
+from tests import stores, versions
 
 EXPERIMENT = validate(
     {
@@ -53,7 +53,7 @@ def trained() -> nn.Module:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     return tmp_path
 
 

@@ -9,6 +9,7 @@ import pytest
 from lepton_ray.pipeline import status
 from lepton_ray.terminal import Silent
 from lepton_ray.tracking.store import Tracker
+from tests import stores
 
 
 class Lines(Silent):
@@ -22,7 +23,7 @@ class Lines(Silent):
 def test_runs_are_listed_newest_first_and_no_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     terminal = Lines()
     assert status.runs(None, terminal) == []
     assert terminal.said == ["no runs yet"]

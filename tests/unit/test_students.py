@@ -22,7 +22,7 @@ from lepton_ray.serving.load import load_model
 from lepton_ray.tracking import registry
 from lepton_ray.training import distillation
 from lepton_ray.training.distillation import SOFT, TEMPERATURE, Taught
-from tests import apps
+from tests import apps, stores
 from tests.elastic import Generation, train
 from tests.terminal import Lines
 from tests.versions import register
@@ -123,7 +123,7 @@ def test_students_are_trained_measured_and_registered(
 ) -> None:
     monkeypatch.setattr(optimize, "CALLS", 3)
     monkeypatch.setattr(optimize.smaller, "quantized", lambda *_: {"int8": "cannot be made: no"})
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     asked = experiment("mlp", width=64, storage=str(tmp_path / "results"))
     dataset = load(asked.data)
     threads = torch.get_num_threads()

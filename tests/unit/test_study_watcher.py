@@ -16,6 +16,7 @@ from lepton_ray.jobs.studies import STUDY, StudyWatcher
 from lepton_ray.tracking.store import Tracker
 from lepton_ray.tuning import status
 from lepton_ray.tuning.journal import Journal, Report, TrialRecord, TrialStart
+from tests import stores
 from tests.studies import Player
 from tests.studies import experiment as played_experiment
 
@@ -66,7 +67,7 @@ class Study:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     experiment = validate(
         {
             "name": "watched",

@@ -12,11 +12,12 @@ from lepton_ray.jobs.watchers import TrainingWatcher
 from lepton_ray.terminal import Silent, Terminal
 from lepton_ray.tracking import store
 from lepton_ray.tracking.store import Tracker
+from tests import stores
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
     return lambda: Tracker("watched", tmp_path / "artifacts")
 
 
