@@ -21,7 +21,7 @@ from lepton_ray.data import Dataset
 from lepton_ray.data.decision import AnyDecision
 from lepton_ray.pipeline import carried
 from lepton_ray.serving import api, package
-from lepton_ray.serving.explain.answers import Explanation
+from lepton_ray.serving.explain.answers import to_json
 from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.keys import Keyring
 from lepton_ray.serving.metrics import Metrics, Snapshot
@@ -55,9 +55,10 @@ class Local:
 
     async def explain(
         self, runtime: Runtime, columns: dict[str, Any], method: str | None, target: str | None
-    ) -> list[Explanation]:
+    ) -> str:
         assert self.explainer is not None
-        return self.explainer.explain(columns, method, target)
+        found = self.explainer.explain(columns, method, target)
+        return to_json(runtime.name, runtime.version, found)
 
     async def totals(self) -> Snapshot:
         return self.counts.snapshot()

@@ -26,7 +26,6 @@ from lepton_ray.serving.direct import Direct
 from lepton_ray.serving.explain.answers import (
     METHODS,
     ExplainResponse,
-    Explanation,
     check,
     explains,
 )
@@ -74,8 +73,11 @@ class Predictor(Protocol):
 
     async def explain(
         self, runtime: Runtime, columns: Columns, method: str | None, target: str | None
-    ) -> list[Explanation]:
+    ) -> str:
         """Why a version, one of those that answer, answers each row so.
+
+        Returns:
+            See `explain.answers.to_json`.
 
         Raises:
             InputError: for a method or class that it has not.
@@ -207,16 +209,14 @@ class _Routes:
         try:
             runtime = self._served(self._predictor.answering[0].name, version)
             check(runtime.schema, method, target)
-            found = await self._predictor.explain(runtime, columns, method, target)
+            said = await self._predictor.explain(runtime, columns, method, target)
         except RowsError:
             raise
         except InputError as error:
             raise RefusedError(422, str(error)) from None
         exchange = exchange_of(request.scope)
         exchange.version = runtime.version
-        said = ExplainResponse(model=runtime.name, version=runtime.version, explanations=found)
-        # As in `predict`: FastAPI would look at every weight, while predictions wait.
-        return HttpResponse(said.model_dump_json(exclude_none=True), media_type=bodies.JSON)
+        return HttpResponse(said, media_type=bodies.JSON)
 
     async def page(self) -> HttpResponse:
         """For a person in a browser; of models whose rows no form is for, the pages of routes."""

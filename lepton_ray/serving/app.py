@@ -22,7 +22,6 @@ from lepton_ray.errors import InputError, LeptonRayError
 from lepton_ray.serving import access, api, drift, short, sweep
 from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.explain import deployment as explaining
-from lepton_ray.serving.explain.answers import Explanation
 from lepton_ray.serving.files import Files, write_files
 from lepton_ray.serving.guard import OVERLOADED_S, needs_keys
 from lepton_ray.serving.keys import Keyring
@@ -36,7 +35,6 @@ from lepton_ray.serving.versions import Versions
 logger = logging.getLogger("ray.serve")
 
 ASK_S = 1.0  # between two looks for a new version
-EXPLAINED_S = 5.0  # after which a client whose question found no room may come again
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
 ONGOING = 16  # requests in a replica beyond which another is started: batches gather under load
@@ -155,21 +153,20 @@ class Endpoint:
 
     async def explain(
         self, runtime: Runtime, columns: Columns, method: str | None, target: str | None
-    ) -> list[Explanation]:
+    ) -> str:
         """Why a version answers each row so; see `api.Predictor`."""
         files = self._files[runtime.version]
         try:
-            found: list[Explanation] = await self._explaining.explain.remote(
-                runtime.version, [files], columns, method, target
+            said: str = await self._explaining.explain.remote(
+                runtime.name, runtime.version, [files], columns, method, target
             )
-        except BackPressureError:
-            text = "too many explanations are waiting: come again later"
-            raise RefusedError(429, text, retry_after_s=EXPLAINED_S) from None
+        except BackPressureError:  # while the replica that explains is started
+            raise explaining.too_many() from None
         except RayTaskError as error:
-            if isinstance(error.cause, InputError):
+            if isinstance(error.cause, InputError | RefusedError):
                 raise error.cause from None
             raise
-        return found
+        return said
 
     async def totals(self) -> Snapshot:
         """What all replicas have counted.

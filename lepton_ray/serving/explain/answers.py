@@ -67,6 +67,12 @@ class ExplainResponse(BaseModel):
     explanations: list[Explanation]
 
 
+def to_json(model: str, version: int, explanations: list[Explanation]) -> str:
+    """What ``POST /explain`` answers, of a version of a model."""
+    said = ExplainResponse(model=model, version=version, explanations=explanations)
+    return said.model_dump_json(exclude_none=True)
+
+
 def explains(schema: Schema) -> bool:
     """Whether answers of this kind are explained."""
     return all(column.kind in KINDS for column in schema.columns)
