@@ -65,7 +65,7 @@ def test_the_first_question_starts_the_replica_that_explains(
 
         # Many at a time: each is answered or sent away, and a prediction is answered meanwhile.
         many = deployment.WAITING + 30
-        slow = {"rows": rows * 4}
+        slow = {"rows": rows}
         with ThreadPoolExecutor(many + 1) as pool:
             asked = [
                 pool.submit(
