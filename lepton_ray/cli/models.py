@@ -94,17 +94,20 @@ def declare(commands: Commands) -> None:
 
 
 def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
-    from lepton_ray.pipeline import promotion
-    from lepton_ray.tracking import registry
-
     given = options.models
     if options.action == "list":
         if len(given) > 1:
             raise InputError("models list takes one NAME or none")
+    else:
+        least, most, example = MODELS_TAKE[options.action]
+        if not least <= len(given) <= most:
+            raise InputError(f"models {options.action} needs a MODEL, as in {example}")
+
+    from lepton_ray.pipeline import promotion
+    from lepton_ray.tracking import registry
+
+    if options.action == "list":
         return _list_models(registry.versions(given[0] if given else None), terminal)
-    least, most, example = MODELS_TAKE[options.action]
-    if not least <= len(given) <= most:
-        raise InputError(f"models {options.action} needs a MODEL, as in {example}")
     if options.action == "promote":
         return promotion.promote(given[0], terminal)
     if options.action == "rollback":
