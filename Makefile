@@ -42,7 +42,7 @@ test: install .venv/.clouds
 
 e2e: install
 	.venv/bin/pytest tests/ray -m slow
-	.venv/bin/pytest tests/e2e
+	.venv/bin/pytest tests/e2e -n 2 --dist loadfile
 
 # `ray up`, jobs, power cuts and `ray down` on machines in namespaces of this one; needs root.
 e2e-cluster: install
@@ -60,7 +60,7 @@ bench: install
 
 # The schedules of joining, leaving and dying replicas that `make test` leaves out.
 soak: install
-	.venv/bin/pytest tests/unit -m soak
+	.venv/bin/pytest tests/unit tests/e2e -m soak
 
 # Debian packages that the tests use and pip cannot bring; those that are here stay as they are.
 system:

@@ -3,6 +3,7 @@ end the bytes of an undisturbed run in one process."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -24,6 +25,12 @@ from lepton_ray.training.trainer import train
 from tests.elastic import MODELS, OPTIMIZERS
 
 STORE_BYTES = 100_000_000
+# All of them are made to lose and gain replicas, in less time, in tests/unit/test_exactness.py.
+OFTEN = {("mlp", "sgd"), ("cnn", "adamw"), ("transformer", "adamw")}
+PAIRS = [
+    pytest.param(*pair, marks=() if pair in OFTEN else pytest.mark.soak)
+    for pair in itertools.product(MODELS, OPTIMIZERS)
+]
 
 
 def experiment(
@@ -187,8 +194,7 @@ def disturbed(
     return disturber
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "optimizer"), PAIRS)
 def test_live_replicas_are_killed_added_and_drained(
     cluster: Cluster, tmp_path: Path, model: str, optimizer: str
 ) -> None:

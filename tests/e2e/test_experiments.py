@@ -20,7 +20,7 @@ REPO = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("name", "epochs", "more"),
     [
-        ("breast_cancer", 5, []),  # inside scikit-learn, as is the next
+        pytest.param("breast_cancer", 5, [], marks=pytest.mark.soak),  # as german_credit
         ("diabetes", 20, []),
         ("german_credit", 10, []),
         ("fashion_mnist", 1, ["model.width=8"]),
