@@ -91,17 +91,28 @@ def ports_needed() -> int:
     return 5 + MOST_REPLICAS
 
 
-def free_ports(n: int) -> int:
-    """The first of ``n`` free ports in a row, another one each time.
+@contextlib.contextmanager
+def own_ports(n: int) -> Iterator[int]:
+    """The first of ``n`` free ports in a row, other ones each time, that no other process gets from
+    here for the time of the block: one more port in front of them is held.
+
+    They are used half a minute after they are found free, and by then another cluster that starts
+    at the same time could have found the same.
 
     Raises:
         OSError: when there are none.
     """
-    starts = list(range(FIRST_PORT, LAST_PORT - n, n))
+    starts = list(range(FIRST_PORT, LAST_PORT - n, n + 1))
     random.SystemRandom().shuffle(starts)
     for start in starts:
-        if all(map(_is_free, range(start, start + n))):
-            return start
+        with socket.socket() as held:
+            try:
+                held.bind(("", start))
+            except OSError:
+                continue
+            if all(map(_is_free, range(start + 1, start + 1 + n))):
+                yield start + 1
+                return
     raise OSError(f"no {n} free ports in a row between {FIRST_PORT} and {LAST_PORT}")
 
 

@@ -69,12 +69,12 @@ def session(address: str | None = None, *, trains: bool = False) -> Iterator[Non
     global _started_here
     on_terminate = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
-    with contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as held:
         folder = None
         if not address:
-            folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="lepton-")))
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lepton-")))
             options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        _init(address, folder, options, trains=trains)
+        _init(address, folder, held, options, trains=trains)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
         _started_here = not address
@@ -105,11 +105,17 @@ def session_beside(module: str, address: str | None = None) -> Iterator[None]:
 
 
 def _init(
-    address: str | None, files: Path | None, options: dict[str, Any], *, trains: bool
+    address: str | None,
+    files: Path | None,
+    held: contextlib.ExitStack,
+    options: dict[str, Any],
+    *,
+    trains: bool,
 ) -> None:
     """
     Args:
         files: folder for an embedded cluster's proxy.
+        held: gets what is this cluster's own until it ends.
     """
     try:
         if files is None:
@@ -120,7 +126,7 @@ def _init(
         if trains and processors <= PRELOAD_UP_TO:
             settings |= PRELOAD
         if proxy.available():
-            ports = proxy.free_ports(proxy.ports_needed())
+            ports = held.enter_context(proxy.own_ports(proxy.ports_needed()))
             settings |= proxy.settings(files, ports, processors)
         with proxy.environment(settings), _alone():
             ray.init(address="local", **options)

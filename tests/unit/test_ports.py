@@ -21,7 +21,8 @@ def test_what_listens_is_named_and_whether_others_can_reach_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ports.opened() == (), "without HAProxy"
-    first = proxy.free_ports(proxy.ports_needed())
+    with proxy.own_ports(proxy.ports_needed()) as first:
+        pass
     for name, value in proxy.settings(tmp_path, first, 2).items():
         monkeypatch.setenv(name, value)
     assert ports.opened() == (), "nothing listens yet"
@@ -53,3 +54,15 @@ def test_status_names_them(
     said = capsys.readouterr().out
     assert "port 20001: HAProxy's counts, on all addresses of its machine" in said
     assert "port 20005: a replica, on loopback only" in said
+
+
+def test_ports_that_one_has_found_no_other_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens at them yet: both clusters are still starting."""
+    needed = proxy.ports_needed()
+    monkeypatch.setattr(proxy, "LAST_PORT", proxy.FIRST_PORT + 2 * (needed + 1))  # room for two
+    with proxy.own_ports(needed) as one, proxy.own_ports(needed) as other:
+        assert abs(one - other) > needed
+        with pytest.raises(OSError, match="no 53 free ports"), proxy.own_ports(needed):
+            pass
+    with proxy.own_ports(needed) as again:
+        assert again in (one, other)
