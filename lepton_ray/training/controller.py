@@ -6,8 +6,8 @@ a restart from a view up to 20 s old, looks for new nodes once a minute, and tak
 before it kills the group. Here the intervals are set on the controller itself, sizes come from the
 nodes as they are, and replica 0 saves and waits before a resize, so that no step is lost.
 
-This is the only file that knows private names of Ray Train; ``ray==2.60.*`` is pinned, and
-tests/ray fails when a name goes away.
+This and `failures` are the only files that know private names of Ray Train; ``ray==2.60.*`` is
+pinned, and tests/ray fails when a name goes away.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import ray
 from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
 from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import Result
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -36,12 +36,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 )
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.exceptions import (
-    UserExceptionWithTraceback,
-    WorkerHealthCheckFailedError,
-)
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.scaling_policy import (
     NoopDecision,
     ResizeDecision,
@@ -49,11 +44,11 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingPolicy,
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
-from ray.train.v2.api.exceptions import WorkerGroupError
 
 from lepton_ray.training import elasticity
-from lepton_ray.training.crew import Crew, ReplicaError
-from lepton_ray.training.elasticity import Failure, NodeView
+from lepton_ray.training.crew import Crew
+from lepton_ray.training.elasticity import NodeView
+from lepton_ray.training.failures import Failures
 from lepton_ray.training.membership.coordinator import Coordinator
 
 POLL_S = 0.25  # Ray's 2 s would be paid at every start, end and failure
@@ -201,47 +196,6 @@ class Scaling(ScalingPolicy):
             for node in ray.nodes()
             if node["Alive"]
         ]
-
-
-class Failures(FailurePolicy):
-    """Tells lost workers, which are replaced, from exceptions, which end the run."""
-
-    def bind(self, controller: Controller) -> None:
-        self._controller = controller
-        self._earlier: list[Failure] = []
-
-    def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        if not isinstance(training_failed_error, WorkerGroupError):
-            return FailureDecision.RETRY  # the group did not start: the next look finds less room
-        failure = _failure(training_failed_error, self._controller.last_step)
-        verdict = elasticity.decide_failure(failure, self._earlier)
-        self._earlier.append(failure)
-        self._controller.tell(kind="failure", reason=verdict.reason, retry=verdict.retry)
-        return FailureDecision.RETRY if verdict.retry else FailureDecision.RAISE
-
-
-def _failure(error: WorkerGroupError, last_step: int) -> Failure:
-    """The cause among what all workers report: an own exception before a lost process."""
-    raised = [r for r in map(replica_error, error.worker_failures.values()) if r is not None]
-    step = max([last_step, *(r.step for r in raised)])
-    own = [r for r in raised if not r.connection]
-    if own:
-        return Failure(step=own[0].step, exception=own[0].text, fatal=own[0].fatal)
-    return Failure(step=step, exception="")
-
-
-def replica_error(error: Exception) -> ReplicaError | None:
-    """The replica's own error inside Ray's wrapping; None for a process that died."""
-    base = (
-        getattr(error, "_base_exc", error)
-        if isinstance(error, UserExceptionWithTraceback)
-        else error
-    )
-    if isinstance(base, ReplicaError):
-        return base
-    if isinstance(base, WorkerHealthCheckFailedError | RayActorError):
-        return None
-    return ReplicaError(0, str(error), connection=False, fatal=False)
 
 
 @dataclass(frozen=True, kw_only=True)

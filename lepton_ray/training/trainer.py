@@ -31,10 +31,10 @@ from lepton_ray.training.controller import (
     LiveReplicas,
     Trainer,
     pause_requested,
-    replica_error,
 )
 from lepton_ray.training.crew import ReplicaError
 from lepton_ray.training.elasticity import SPOT
+from lepton_ray.training.failures import replica_error
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.membership import (
     PAUSE_S,

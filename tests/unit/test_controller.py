@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
 
 from lepton_ray.config import validate
-from lepton_ray.training import controller, trainer
+from lepton_ray.training import controller, failures, trainer
 from lepton_ray.training.controller import Controller, Scaling
 from lepton_ray.training.crew import ReplicaError
 from lepton_ray.training.elasticity import Failure, NodeView
@@ -114,4 +114,4 @@ def test_a_peer_lost_while_the_group_starts_is_no_exception_of_the_code(
         trainer._work(config)
     reported = UserExceptionWithTraceback(raised.value, "its traceback")
     error = WorkerGroupError("one of two", {1: reported})
-    assert controller._failure(error, last_step=7) == Failure(step=7, exception="")
+    assert failures.failure_of(error, last_step=7) == Failure(step=7, exception="")
