@@ -280,7 +280,7 @@ with session():
     dataset = ray.put(data.load(one.data))
     train(one, dataset, folder=Path("{tmp_path}"), checkpoints="{tmp_path}/checkpoints")
     try:
-        list_actors()
+        list_actors(address=ray.get_runtime_context().gcs_address)
     except ServerUnavailable:
         print("refused")
     started = {{actor["ActorClassName"] for actor in ray._private.state.actors().values()}}

@@ -22,21 +22,20 @@ def test_what_listens_is_named_and_whether_others_can_reach_it(
 ) -> None:
     assert ports.opened() == (), "without HAProxy"
     with proxy.own_ports(proxy.ports_needed()) as first:
-        pass
-    for name, value in proxy.settings(tmp_path, first, 2).items():
-        monkeypatch.setenv(name, value)
-    assert ports.opened() == (), "nothing listens yet"
-    with (
-        socket.create_server(("", first)),
-        socket.create_server(("127.0.0.1", first + 1)),
-        socket.create_server(("", first + 5)),
-        socket.create_server(("", 0)),
-    ):
-        assert ports.opened() == (
-            Port(first, "HAProxy's statistics", False),
-            Port(first + 1, "HAProxy's counts", True),
-            Port(first + 5, "a replica", False),
-        )
+        for name, value in proxy.settings(tmp_path, first, 2).items():
+            monkeypatch.setenv(name, value)
+        assert ports.opened() == (), "nothing listens yet"
+        with (
+            socket.create_server(("", first)),
+            socket.create_server(("127.0.0.1", first + 1)),
+            socket.create_server(("", first + 5)),
+            socket.create_server(("", 0)),
+        ):
+            assert ports.opened() == (
+                Port(first, "HAProxy's statistics", False),
+                Port(first + 1, "HAProxy's counts", True),
+                Port(first + 5, "a replica", False),
+            )
 
 
 def test_status_names_them(
