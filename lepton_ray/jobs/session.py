@@ -130,7 +130,6 @@ def _init(
             settings |= proxy.settings(files, ports, processors)
         with proxy.environment(settings), _alone():
             ray.init(address="local", **options)
-            _internal_kv_put(DASHBOARD_ADDRESS, NO_DASHBOARD, namespace=KV_NAMESPACE_DASHBOARD)
         for agent in _agents():
             look_after(agent)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
@@ -153,6 +152,7 @@ def _alone() -> Iterator[None]:
         setattr(Node, name, lambda self, **options: None)
     try:
         yield
+        _internal_kv_put(DASHBOARD_ADDRESS, NO_DASHBOARD, namespace=KV_NAMESPACE_DASHBOARD)
     finally:
         for name, method in kept.items():
             setattr(Node, name, method)
