@@ -43,8 +43,12 @@ def configure(train: Train, device: torch.device) -> NumericsProfile:
     """
     if train.exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.set_num_threads(train.threads)
-    torch.use_deterministic_algorithms(train.exact)
+    if train.compile:
+        torch.use_deterministic_algorithms(train.exact)
+    else:  # the same, but for torch's compiler, which takes seconds to load to be told of it
+        torch.set_deterministic_debug_mode("error" if train.exact else "default")
     torch.backends.cudnn.deterministic = train.exact
     torch.backends.cudnn.benchmark = not train.exact
     if train.exact:
