@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig
-from ray.serve.exceptions import BackPressureError
 from starlette.types import ASGIApp
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
-from lepton_ray.errors import InputError, LeptonRayError
+from lepton_ray.errors import LeptonRayError
 from lepton_ray.serving import access, api, drift, short, sweep
 from lepton_ray.serving.batcher import Batcher
-from lepton_ray.serving.explain import deployment as explaining
+from lepton_ray.serving.explain.actor import Questions
 from lepton_ray.serving.files import Files, write_files
 from lepton_ray.serving.guard import OVERLOADED_S, needs_keys
 from lepton_ray.serving.keys import Keyring
@@ -75,7 +74,7 @@ def application(follower: Any, name: str, config: Serve) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=OVERLOADED_S),
         ray_actor_options={"num_cpus": 1, **({"num_gpus": config.gpus} if config.gpus else {})},
         **scale,
-    ).bind(follower, name, config, explaining.application(name) if config.explain else None)
+    ).bind(follower, name, config)
     return bound
 
 
@@ -83,11 +82,11 @@ class Endpoint:
     """One replica; what `api.build` calls a predictor."""
 
     async def __init__(  # type: ignore[misc]
-        self, follower: Any, name: str, config: Serve, explaining: Any
+        self, follower: Any, name: str, config: Serve
     ) -> None:
         self._log = access.beside(logger)
         self._follower = follower
-        self._explaining = explaining  # a handle of the deployment, or None
+        self._questions = Questions(name)
         self._name = name
         self._config = config
         self._id = uuid.uuid4().hex
@@ -156,17 +155,9 @@ class Endpoint:
     ) -> str:
         """Why a version answers each row so; see `api.Predictor`."""
         files = self._files[runtime.version]
-        try:
-            said: str = await self._explaining.explain.remote(
-                runtime.name, runtime.version, [files], columns, method, target
-            )
-        except BackPressureError:  # while the replica that explains is started
-            raise explaining.too_many() from None
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError | RefusedError):
-                raise error.cause from None
-            raise
-        return said
+        return await self._questions.ask(
+            runtime.name, runtime.version, files, columns, method, target
+        )
 
     async def totals(self) -> Snapshot:
         """What all replicas have counted.

@@ -1,24 +1,31 @@
-"""Explanations on a real Serve: a deployment of their own, from nothing."""
+"""Explanations on a real Serve: a process of their own, from nothing."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
-from ray import serve
+import ray
 
 from lepton_ray import models
 from lepton_ray.config.schema import Serve
 from lepton_ray.data import Dataset
+from lepton_ray.errors import InputError
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.explain import deployment
+from lepton_ray.serving.explain.actor import WAITING, Questions
 from lepton_ray.serving.explain.explainer import Explainer
+from lepton_ray.serving.files import read_files
 from lepton_ray.serving.requests import columns_of
 from lepton_ray.tracking import registry
 from lepton_ray.tracking.registry import ModelVersion
 from tests import stores
+from tests.lab import wait_for
 from tests.ray.conftest import experiment
 from tests.versions import register
 
@@ -37,9 +44,11 @@ def version(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield made
 
 
-def replicas(name: str) -> int:
-    deployed = serve.status().applications["small"].deployments[name]
-    return sum(deployed.replica_states.values())
+def explaining() -> list[int]:
+    """Process ids of what explains."""
+    actors = ray._private.state.actors().values()
+    ours = [actor for actor in actors if actor["ActorClassName"] == "Explaining"]
+    return [actor["Pid"] for actor in ours if actor["State"] == "ALIVE"]
 
 
 @pytest.mark.slow
@@ -51,11 +60,11 @@ def test_the_first_question_starts_the_replica_that_explains(
     expected = explainer.explain(columns_of(dataset.schema, rows))
     limits = {"timeout_s": DEADLINE_S}
     with endpoint.serving("small@champion", Serve(port=port, limits=limits)) as live:
-        assert (replicas("small"), replicas("small-explain")) == (1, 0)
+        assert explaining() == []
         url, json = f"{live.url}/explain", {"rows": rows}
         answer = httpx.post(url, json=json, timeout=DEADLINE_S)
         assert answer.status_code == 200, answer.text
-        assert replicas("small-explain") == 1
+        assert len(explaining()) == 1
         given = answer.json()
         assert (given["model"], given["version"]) == ("small", 1)
         for theirs, ours in zip(given["explanations"], expected, strict=True):
@@ -64,7 +73,7 @@ def test_the_first_question_starts_the_replica_that_explains(
             assert theirs["answer"] == pytest.approx(ours.answer, abs=1e-5)
 
         # Many at a time: each is answered or sent away, and a prediction is answered meanwhile.
-        many = deployment.WAITING + 30
+        many = WAITING + 30
         slow = {"rows": rows}
         with ThreadPoolExecutor(many + 1) as pool:
             asked = [
@@ -78,6 +87,45 @@ def test_the_first_question_starts_the_replica_that_explains(
         assert predicted.status_code == 200
         assert set(statuses) == {200, 429}, statuses
 
+    wait_for(lambda: not explaining(), DEADLINE_S)
     with endpoint.serving("small@champion", Serve(port=port, explain=False)) as live:
-        assert list(serve.status().applications["small"].deployments) == ["small"]
         assert httpx.post(f"{live.url}/explain", json=json).status_code == 404
+
+
+@ray.remote(num_cpus=0)
+class Refusing:
+    async def explain(self, *question: Any) -> str:
+        raise InputError("no gradients")
+
+
+@pytest.mark.slow
+def test_what_explains_goes_when_nobody_asks_and_comes_back(
+    cluster: None, version: ModelVersion, dataset: Dataset
+) -> None:
+    rows = package.rows(dataset.schema, dataset.test_columns, 1)
+    columns = columns_of(dataset.schema, rows)
+    files = ray.put(read_files(version.folder()))
+
+    async def ask(questions: Questions, **other: Any) -> str:
+        asked = {"version": 1, "method": None, "target": None, **other}
+        return await questions.ask("small", files=files, columns=columns, **asked)
+
+    async def scenario() -> None:
+        questions = Questions("small", idle_s=2.0)
+        first, second = await asyncio.gather(ask(questions), ask(questions, version=2))
+        assert first == second.replace('"version":2', '"version":1') != second
+        (before,) = explaining()
+        wait_for(lambda: not explaining(), DEADLINE_S)
+        assert await ask(questions) == first
+        (after,) = explaining()
+        assert after != before
+
+        os.kill(after, signal.SIGKILL)
+        assert await ask(questions) == first
+
+        questions._actor = Refusing.remote()
+        with pytest.raises(InputError, match="^no gradients$"):
+            await ask(questions)
+
+    asyncio.run(scenario())
+    wait_for(lambda: not explaining(), DEADLINE_S)

@@ -1,9 +1,13 @@
-"""Explanations in a Serve deployment of their own, so that they cannot slow predictions.
+"""Explanations in a process of their own, so that they cannot slow predictions.
 
-No ``from __future__ import annotations`` here: Serve inspects the class.
+The replicas of an endpoint share an actor and call it themselves: by a handle of a Serve deployment
+each question took several times as long of a replica, in which it does not predict.
 """
 
+from __future__ import annotations
+
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -13,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray.exceptions import RayActorError, RayTaskError
 
+from lepton_ray.errors import InputError
 from lepton_ray.priority import give_way
 from lepton_ray.serving.explain import answers
 from lepton_ray.serving.files import Files, write_files
@@ -25,41 +29,95 @@ from lepton_ray.serving.requests import Columns
 if TYPE_CHECKING:
     from lepton_ray.serving.explain.explainer import Explainer
 
-WAITING = 16  # requests, beyond which one is sent away
+WAITING = 16  # questions of a replica, beyond which one is sent away
 LATER_S = 5.0  # after which whoever was sent away may come again
+AGAIN_S = (0.1, 1.0, 3.0)  # to wait, where it has gone: its name is not free at once
 REST_S = 0.1  # between two explanations, at most
-# Never reached: where a replica is full, those that predict ask it all the time whether it still
-# is, which took each of them a quarter of a processor.
-MAX_ONGOING = 10_000
-IDLE_S = 120.0  # without a request, after which the replica goes
+IDLE_S = 120.0  # without a question, after which the process goes
 VERSIONS = 2  # that are kept open: with a canary two answer at a time
 
 
-def application(name: str) -> serve.Application:
-    """Bound into an endpoint's application; there is no replica before the first request."""
-    deployment: Any = serve.deployment(Explaining)
-    bound: serve.Application = deployment.options(
-        name=f"{name}-explain",
-        max_ongoing_requests=MAX_ONGOING,
-        max_queued_requests=WAITING,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=5),
+class Questions:
+    """Those of one replica. Needs a running event loop.
+
+    Args:
+        name: of the endpoint, whose replicas share one actor.
+        idle_s: without a question, after which the actor goes.
+    """
+
+    def __init__(self, name: str, idle_s: float = IDLE_S) -> None:
+        self._name = f"{name}-explain"
+        self._idle_s = idle_s
+        self._actor: Any = None
+        self._starting = asyncio.Lock()
+        self._asked = 0
+
+    async def ask(
+        self,
+        model: str,
+        version: int,
+        files: ray.ObjectRef[Files],
+        columns: Columns,
+        method: str | None,
+        target: str | None,
+    ) -> str:
+        """See `Explainer.explain`; starts the actor where there is none.
+
+        Returns:
+            See `answers.to_json`.
+
+        Raises:
+            InputError: see `Explainer.explain`.
+            RefusedError: 429 when too many are waiting.
+        """
+        if self._asked > WAITING:
+            text = "too many explanations are waiting: come again later"
+            raise RefusedError(429, text, retry_after_s=LATER_S)
+        self._asked += 1
+        question = model, version, [files], columns, method, target
+        try:
+            for pause_s in AGAIN_S:
+                # It goes when it has nothing to do, and with the replica that started it.
+                with contextlib.suppress(RayActorError):
+                    return await self._call(*question)
+                await asyncio.sleep(pause_s)
+            return await self._call(*question)
+        except RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise error.cause from None
+            raise
+        finally:
+            self._asked -= 1
+
+    async def _call(self, *question: Any) -> str:
+        # One at a time: Ray ends an actor with the first handle of the process that made it.
+        async with self._starting:
+            if self._actor is None:
+                self._actor = await asyncio.to_thread(self._start)
+            actor = self._actor
+        answer = actor.explain.remote(*question)
+        try:
+            said: str = await answer
+        except asyncio.CancelledError:  # nobody waits for it any more
+            ray.cancel(answer)
+            raise
+        except RayActorError:
+            if self._actor is actor:
+                self._actor = None
+            raise
+        return said
+
+    def _start(self) -> Any:
+        """The actor, which ends at the latest with the replica that started it."""
         # No share of the processors: it lives from what predictions leave, and has always room.
-        ray_actor_options={"num_cpus": 0},
-        autoscaling_config={
-            "min_replicas": 0,
-            "initial_replicas": 0,
-            "max_replicas": 1,
-            "upscale_delay_s": 0,
-            "downscale_delay_s": IDLE_S,
-        },
-    ).bind()
-    return bound
+        remote = ray.remote(Explaining).options(name=self._name, get_if_exists=True, num_cpus=0)
+        return remote.remote(self._idle_s)
 
 
 class Explaining:
-    """The replica: holds the versions that it was asked about last."""
+    """The actor: holds the versions that it was asked about last."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_s: float) -> None:
         import torch
 
         give_way()
@@ -67,7 +125,9 @@ class Explaining:
         self._versions: dict[int, asyncio.Task[Explainer]] = {}
         self._asked = 0
         self._rested = 0.0  # when, by the monotonic clock
-        # One thread: the work stays off the event loop, which answers health checks.
+        self._idle_s = idle_s
+        self._leaving: asyncio.TimerHandle | None = None
+        # One thread: the work stays off the event loop, which takes questions.
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=_have_what_is_left)
 
     async def explain(
@@ -79,31 +139,27 @@ class Explaining:
         method: str | None,
         target: str | None,
     ) -> str:
-        """See `Explainer.explain`.
+        """See `Questions.ask`.
 
         Args:
-            files: of the version, as a reference in a list.
-
-        Returns:
-            See `answers.to_json`. A replica that predicts hands it on as it is.
-
-        Raises:
-            RefusedError: 429 when too many are waiting.
+            files: of the version, as a reference in a list, which Ray leaves as it is.
         """
-        if self._asked > WAITING:
-            raise too_many()
         self._asked += 1
+        if self._leaving is not None:
+            self._leaving.cancel()
+        loop = asyncio.get_running_loop()
         try:
             explainer = await self._explainer(version, files[0])
             asked = explainer, model, version, columns, method, target
-            run = asyncio.get_running_loop().run_in_executor
-            return await run(self._thread, self._explain, *asked)
+            return await loop.run_in_executor(self._thread, self._explain, *asked)
         finally:
             self._asked -= 1
+            if not self._asked:
+                self._leaving = loop.call_later(self._idle_s, _leave)
 
     def _explain(
         self,
-        explainer: "Explainer",
+        explainer: Explainer,
         model: str,
         version: int,
         columns: Columns,
@@ -123,7 +179,7 @@ class Explaining:
         finally:
             self._rested = time.monotonic() + min(time.thread_time() - start, REST_S)
 
-    async def _explainer(self, version: int, files: ray.ObjectRef[Files]) -> "Explainer":
+    async def _explainer(self, version: int, files: ray.ObjectRef[Files]) -> Explainer:
         """Opened by whoever asks first."""
         if version not in self._versions:
             self._versions[version] = asyncio.create_task(self._open(files))
@@ -137,24 +193,23 @@ class Explaining:
                 del self._versions[version]
             raise
 
-    async def _open(self, files: ray.ObjectRef[Files]) -> "Explainer":
+    async def _open(self, files: ray.ObjectRef[Files]) -> Explainer:
         content = await files
         return await asyncio.get_running_loop().run_in_executor(self._thread, _load, content)
 
 
-def too_many() -> RefusedError:
-    text = "too many explanations are waiting: come again later"
-    return RefusedError(429, text, retry_after_s=LATER_S)
+def _leave() -> None:
+    ray.kill(ray.get_runtime_context().current_actor)
 
 
 def _have_what_is_left() -> None:
     """What predicts has the processor first, also where Ray made it as nice as `give_way` makes the
-    rest of this replica: this thread has what is left."""
+    rest of this process: this thread has what is left."""
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def _load(files: Files) -> "Explainer":
+def _load(files: Files) -> Explainer:
     # Here, since replicas that predict load this module too, and do without torch.
     from lepton_ray.serving.explain.explainer import Explainer
 
