@@ -128,7 +128,7 @@ def _init(
         if proxy.available():
             ports = held.enter_context(proxy.own_ports(proxy.ports_needed()))
             settings |= proxy.settings(files, ports, processors)
-        with proxy.environment(settings), _alone():
+        with proxy.environment(settings), alone():
             ray.init(address="local", **options)
         for agent in _agents():
             look_after(agent)
@@ -140,7 +140,7 @@ def _init(
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Start Ray without what only a cluster that others look at needs: the autoscaler's monitor,
     the one that sends logs to drivers, and the server of the dashboard, which without it only
     counts Ray's users. They took a sixth of the processors' time until a session was there.
