@@ -16,11 +16,12 @@ BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 install: .venv/.installed
 
 # torch goes first and without the constraints: its own index has few versions of anything else.
-# The second call brings what torch needs to the constrained versions.
+# The second call brings what torch needs to the constrained versions. Python compiles what is
+# loaded, the first time; to compile all of it takes a third of the installation.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	.venv/bin/pip install -c constraints.txt -e '.[dev]'
+	.venv/bin/pip install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	.venv/bin/pip install --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: install
@@ -33,7 +34,7 @@ results: install
 
 # What tests/unit/test_cluster_clouds.py asks as the clouds' own libraries would; a quarter of a gigabyte.
 .venv/.clouds: .venv/.installed
-	.venv/bin/pip install -c constraints.txt -e '.[gcp,azure]'
+	.venv/bin/pip install --no-compile -c constraints.txt -e '.[gcp,azure]'
 	@touch $@
 
 test: install .venv/.clouds
