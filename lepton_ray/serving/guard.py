@@ -109,7 +109,7 @@ class Guard:
         self._echo = echo
         self.inside = 0  # requests, but for those that only wait to be refused
         self._held = 0
-        self.took_s = 0.0  # the last answer of a model
+        self.took_s = 0.0  # the last prediction
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -207,7 +207,7 @@ class Guard:
             self.inside += 1
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
-        if exchange.version:
+        if exchange.rows:
             self.took_s = seconds
         # The route's pattern and not the path: a path is free text, and would be a label each.
         route = getattr(scope.get("route"), "path", "none")

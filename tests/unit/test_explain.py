@@ -195,6 +195,10 @@ def test_an_explanation_over_http(of_digits: tuple[Explainer, Runtime], digits: 
     app = apps.app(runtime, explainer=explainer)
     rows = package.rows(digits.schema, digits.test_columns, 9)
     answer = app.post("/explain", json={"rows": rows[:2]}, params={"target": "3"})
+    # However long it takes, predictions keep their short way (`serving.short`).
+    assert (app.lines[-1]["version"], app.asgi.took_s) == (runtime.version, 0)
+    app.post("/predict", json={"rows": rows[:1]})
+    assert app.asgi.took_s > 0
     assert answer.status_code == 200, answer.text
     assert (answer.json()["model"], answer.json()["version"]) == ("test", 3)
     first, _ = answer.json()["explanations"]
