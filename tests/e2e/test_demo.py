@@ -215,7 +215,7 @@ def test_a_missed_gate_is_exit_1_and_promotes_nothing(
 def test_killed_in_the_study_and_stopped_in_training_it_goes_on(
     tmp_path: Path, port: str, store: MlflowClient
 ) -> None:
-    settings = [*SMALL, "--set=train.epochs=80", "--set=train.checkpoint.every_steps=20", port]
+    settings = [*SMALL, "--set=train.epochs=30", "--set=train.checkpoint.every_steps=20", port]
     first = Process(tmp_path, "run", DIGITS, *settings)
     results = tmp_path / "lepton_results" / "digits"
     first.wait_for(

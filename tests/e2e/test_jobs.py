@@ -190,7 +190,7 @@ def test_a_job_whose_supervisor_dies_is_sent_again(cluster: Cluster) -> None:
 def test_a_stopped_job_ends_and_goes_on_when_sent_again(cluster: Cluster) -> None:
     words = [
         "submit", DIGITS, "--command", "train", "--name", "stopped",
-        "--set=workers.min=1", "--set=workers.max=1", "--set=train.epochs=60",
+        "--set=workers.min=1", "--set=workers.max=1", "--set=train.epochs=40",
         "--set=train.checkpoint.every_s=0.5",
     ]  # fmt: skip
     assert cluster.ask(*words, "--no-wait").returncode == 0
