@@ -17,7 +17,7 @@ install: .venv/.installed
 
 # torch goes first and without the constraints: its own index has few versions of anything else.
 # The second call brings what torch needs to the constrained versions. Python compiles what is
-# loaded, the first time; to compile all of it takes a third of the installation.
+# loaded, the first time; to compile all of it took half of the installation.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --no-compile $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
