@@ -425,7 +425,7 @@ def explaining(bench: Bench, results: Results, *, quick: bool) -> None:
         server = Server(bench, "ours", name, pinned=False)
         try:
             server.wait()
-            server.ask("/explain")  # starts the replica that explains
+            server.ask("/explain")  # starts what explains
             _load.peak(server.url, server.headers, server.body, 5.0)
             for _ in range(left):
                 load = server.url, server.headers, server.body, EXPLAIN_RATE, seconds

@@ -47,6 +47,7 @@ class Exchange:
     id: str
     key: str = ""
     rows: int = 0
+    """That were predicted; an explanation's are not counted."""
     version: int = 0
     reading: bool = False
     """The body is being read: what takes long is the client."""
@@ -207,7 +208,7 @@ class Guard:
             self.inside += 1
 
     def _note(self, scope: Scope, exchange: Exchange, seconds: float) -> None:
-        if exchange.rows:
+        if exchange.rows:  # else it says nothing of how long the next prediction takes
             self.took_s = seconds
         # The route's pattern and not the path: a path is free text, and would be a label each.
         route = getattr(scope.get("route"), "path", "none")

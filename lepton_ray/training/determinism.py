@@ -43,6 +43,7 @@ def configure(train: Train, device: torch.device) -> NumericsProfile:
     """
     if train.exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # For a model that compiles parts of itself: read when the compiler is loaded.
         os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     torch.set_num_threads(train.threads)
     if train.compile:

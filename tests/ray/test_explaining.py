@@ -52,7 +52,7 @@ def explaining() -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_first_question_starts_the_replica_that_explains(
+def test_the_first_question_starts_what_explains(
     cluster: None, version: ModelVersion, dataset: Dataset, port: int
 ) -> None:
     rows = package.rows(dataset.schema, dataset.test_columns, 2)
@@ -98,6 +98,22 @@ class Refusing:
         raise InputError("no gradients")
 
 
+@ray.remote(num_cpus=0)
+class Hanging:
+    def __init__(self) -> None:
+        self.state = "idle"
+
+    async def explain(self, *question: Any) -> str:
+        self.state = "asked"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.state = "taken back"
+
+    async def says(self) -> str:
+        return self.state
+
+
 @pytest.mark.slow
 def test_what_explains_goes_when_nobody_asks_and_comes_back(
     cluster: None, version: ModelVersion, dataset: Dataset
@@ -127,5 +143,20 @@ def test_what_explains_goes_when_nobody_asks_and_comes_back(
         with pytest.raises(InputError, match="^no gradients$"):
             await ask(questions)
 
+        questions._actor = hanging = Hanging.remote()
+        asked = asyncio.create_task(ask(questions))
+        for state in ("asked", "taken back"):
+            async with asyncio.timeout(DEADLINE_S):
+                while await hanging.says.remote() != state:
+                    await asyncio.sleep(0.05)
+            asked.cancel()
+
     asyncio.run(scenario())
+
+
+@pytest.mark.slow
+def test_what_was_started_and_never_asked_goes(cluster: None) -> None:
+    started = Questions("small", idle_s=2.0)._start()
+    wait_for(explaining, DEADLINE_S)
     wait_for(lambda: not explaining(), DEADLINE_S)
+    del started  # which alone would have ended it

@@ -1,7 +1,7 @@
 """Explanations in a process of their own, so that they cannot slow predictions.
 
-The replicas of an endpoint share an actor and call it themselves: by a handle of a Serve deployment
-each question took several times as long of a replica, in which it does not predict.
+The replicas of an endpoint share an actor and call it themselves: a handle of a Serve deployment
+takes milliseconds of a replica for each question, in which it does not predict.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class Explaining:
         self._asked = 0
         self._rested = 0.0  # when, by the monotonic clock
         self._idle_s = idle_s
-        self._leaving: asyncio.TimerHandle | None = None
+        # From here on: a question may be taken back before it arrives.
+        self._leaving = asyncio.get_running_loop().call_later(idle_s, _leave)
         # One thread: the work stays off the event loop, which takes questions.
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=_have_what_is_left)
 
@@ -145,8 +146,7 @@ class Explaining:
             files: of the version, as a reference in a list, which Ray leaves as it is.
         """
         self._asked += 1
-        if self._leaving is not None:
-            self._leaving.cancel()
+        self._leaving.cancel()
         loop = asyncio.get_running_loop()
         try:
             explainer = await self._explainer(version, files[0])
