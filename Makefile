@@ -43,7 +43,7 @@ test: install .venv/.clouds
 
 e2e: install
 	.venv/bin/pytest tests/ray -m slow
-	.venv/bin/pytest tests/e2e -n 2 --dist loadfile
+	.venv/bin/pytest tests/e2e -n 2 --dist loadfile --no-loadscope-reorder -v
 
 # `ray up`, jobs, power cuts and `ray down` on machines in namespaces of this one; needs root.
 e2e-cluster: install

@@ -20,13 +20,16 @@ import pytest
 from mlflow import MlflowClient
 
 from lepton_ray.tuning.journal import Journal
-from tests.apps import write_reviews
 
 REPO = Path(__file__).parents[2]
 DIGITS = str(REPO / "experiments" / "digits.yaml")
 COMMAND = str(Path(sys.executable).with_name("lepton-ray"))
-SMALL = ["--set=tune.trials=6", "--set=train.epochs=4", "--set=gate.at_least=0.5"]
-DEADLINE_S = 240
+SPACE = (
+    "--set=tune.space={train.optimizer.lr: {loguniform: [1e-3, 3e-2]}, "
+    "model.width: {choice: [4, 8]}}"
+)
+SMALL = ["--set=tune.trials=4", "--set=train.epochs=30", "--set=gate.at_least=0.5", SPACE]
+DEADLINE_S = 900  # of one wait; a machine that does other things too is several times slower
 
 
 @pytest.fixture
@@ -161,41 +164,6 @@ def test_the_demo(tmp_path: Path, port: str, store: MlflowClient) -> None:
     assert "equal  " in text
 
 
-TEXTS = """
-name: reviews
-data:
-  kind: text
-  source: reviews.csv
-  text: text
-  target: mood
-  split: {test: given, column: part}
-model: {name: text_bag, width: 8}
-train: {epochs: 10, batch: 16, optimizer: {name: adamw, lr: 0.05}}
-workers: {min: 1, max: 2}
-gate: {metric: accuracy, at_least: 0.9, beats: [baseline]}
-"""
-
-
-def test_texts_from_a_file_to_an_answer(tmp_path: Path, port: str) -> None:
-    write_reviews(tmp_path / "reviews.csv")
-    (tmp_path / "reviews.yaml").write_text(TEXTS)
-    demo = Process(tmp_path, "run", "reviews.yaml", "--keep", port)
-    demo.wait_for(lambda: "keep   serving" in demo.text())
-    text = demo.text()
-    assert "32 test samples over HTTP equal" in text
-    curl = re.search(r"curl -s .*", text)
-    assert curl, text
-    answer = subprocess.run(curl.group(), shell=True, capture_output=True, text=True, check=True)
-    served = json.loads(answer.stdout)["predictions"]
-    demo.process.send_signal(signal.SIGINT)
-    code, text = demo.end()
-    assert code == 0, text
-    row = json.loads(re.search(r"-d '(.*)'", text).group(1))["rows"][0]
-    (tmp_path / "rows.csv").write_text(f"text\n{row['text']}\n")
-    code, text = run(tmp_path, "predict", "reviews@champion", "rows.csv")
-    assert (code, [json.loads(text)]) == (0, served)
-
-
 def test_a_missed_gate_is_exit_1_and_promotes_nothing(
     tmp_path: Path, port: str, store: MlflowClient
 ) -> None:
@@ -215,7 +183,7 @@ def test_a_missed_gate_is_exit_1_and_promotes_nothing(
 def test_killed_in_the_study_and_stopped_in_training_it_goes_on(
     tmp_path: Path, port: str, store: MlflowClient
 ) -> None:
-    settings = [*SMALL, "--set=train.epochs=30", "--set=train.checkpoint.every_steps=20", port]
+    settings = [*SMALL, "--set=train.checkpoint.every_steps=20", port]
     first = Process(tmp_path, "run", DIGITS, *settings)
     results = tmp_path / "lepton_results" / "digits"
     first.wait_for(
@@ -223,7 +191,6 @@ def test_killed_in_the_study_and_stopped_in_training_it_goes_on(
     )
     first.process.kill()
     first.end()
-    assert first.left() == [], "a killed driver leaves nothing"
     (folder,) = results.iterdir()
     finished = {r.id for r in Journal(folder / "study").finished}
 
@@ -235,7 +202,7 @@ def test_killed_in_the_study_and_stopped_in_training_it_goes_on(
     assert f"stopped; go on with: lepton-ray run {DIGITS}" in text
     assert second.left() == []
     journal = Journal(folder / "study")
-    assert len(journal.finished) == 6
+    assert len(journal.finished) == 4
     assert finished <= {r.id for r in journal.finished}, "what was finished is not done again"
 
     code, text = run(tmp_path, "run", DIGITS, *settings, "--resume")
@@ -244,6 +211,7 @@ def test_killed_in_the_study_and_stopped_in_training_it_goes_on(
     assert "resumed at step" in text or "train  done before" in text
     assert len(runs(store, "study")) == len(runs(store, "training")) == 1
     assert runs(store, "study")[0].info.status == "FINISHED"
+    assert first.left() == [], "a killed driver leaves nothing"
 
 
 @pytest.mark.parametrize(
@@ -252,10 +220,6 @@ def test_killed_in_the_study_and_stopped_in_training_it_goes_on(
         (["--set=train.epocs=3"], "unknown key 'epocs', did you mean 'epochs'?"),
         (["--set=train.batch=many"], "train.batch: input should be a valid integer"),
         (["--set=data.source=nowhere"], "data.source 'nowhere' does not exist"),
-        (["--set=tune.metric=val_f1"], "tune.metric: 'val_f1' is never reported"),
-        (["--set=tune.space={train.lr: {uniform: [0, 1]}}"], "'train.lr' names no setting"),
-        (["--set=workers.min=99", "--set=workers.max=99", "--set=train.shards=128",
-          "--set=train.batch=128", "--set=tune=null"], "CPU are missing"),
         (["--resume"], "nothing to resume"),
         (["--address=127.0.0.1:1"], "no Ray cluster at '127.0.0.1:1'"),
     ],

@@ -131,7 +131,8 @@ def test_a_job_runs_once_and_tells_no_secret(cluster: Cluster) -> None:
     assert (job["status"], job["command"], job["experiment"]) == ("SUCCEEDED", "train", "digits")
     listed = json.loads(cluster.ask("jobs", "list", "--json").stdout)["jobs"]
     assert [j["id"] for j in listed] == [job["id"]]
-    assert "score " in cluster.ask("jobs", "logs", job["id"]).stdout
+    for words in (["jobs", "logs", job["id"]], ["jobs", "logs", job["id"], "--follow"]):
+        assert "score " in cluster.ask(*words).stdout
     other = cluster.ask("submit", DIGITS, "--command", "tune", "--name", job["id"])
     assert other.returncode == 2
     assert "it is another experiment: choose another --name" in other.stderr
@@ -143,36 +144,28 @@ def test_a_job_runs_once_and_tells_no_secret(cluster: Cluster) -> None:
             assert b"hunter2-hunter2" not in file.read_bytes(), file
 
 
-def test_a_driver_that_dies_is_started_again_and_goes_on(cluster: Cluster) -> None:
-    sent = cluster.ask(
-        "submit", DIGITS, "--command", "train", "--name", "killed", "--no-wait", "--json",
-        "--set=workers.min=1", "--set=workers.max=1", "--set=train.epochs=12",
-        "--set=train.checkpoint.every_s=0.5",
-    )  # fmt: skip
-    assert sent.returncode == 0, sent.stderr
-    results = cluster.folder / "storage" / "results" / "killed"
-    wait_for(lambda: list(results.rglob("checkpoints/*")))
-    (driver,) = cluster.drivers()
-    driver.send_signal(signal.SIGKILL)
-    followed = cluster.ask("jobs", "logs", "killed", "--follow")
-    assert "the driver ended with -9, started again; 2 more" in followed.stdout
-    assert cluster.status("killed") == "SUCCEEDED"
-    (run,) = (results / "digits").iterdir()
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
-
-
-def test_a_job_whose_supervisor_dies_is_sent_again(cluster: Cluster) -> None:
-    """As with a head that starts again and remembers its jobs: Ray calls the job failed."""
+def test_a_job_outlives_its_driver_and_its_supervisor(cluster: Cluster) -> None:
+    """The supervisor dies as with a head that starts again and remembers its jobs: Ray calls the
+    job failed."""
     words = [
-        "submit", DIGITS, "--command", "train", "--name", "lost", "--set=workers.min=1",
-        "--set=workers.max=1", "--set=train.epochs=12", "--set=train.checkpoint.every_s=0.5",
+        "submit", DIGITS, "--command", "train", "--name", "killed", "--set=workers.min=1",
+        "--set=workers.max=1", "--set=train.epochs=24", "--set=train.checkpoint.every_s=0.5",
     ]  # fmt: skip
     waiting = subprocess.Popen(
         [COMMAND, *words], cwd=cluster.folder, env=cluster.client, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    results = cluster.folder / "storage" / "results" / "lost"
-    wait_for(lambda: list(results.rglob("checkpoints/*")))
+    results = cluster.folder / "storage" / "results" / "killed"
+
+    def saved() -> set[str]:
+        return {path.name for path in results.rglob("checkpoints/*")}
+
+    wait_for(saved)
+    (driver,) = cluster.drivers()
+    driver.send_signal(signal.SIGKILL)
+    driver.wait(DEADLINE_S)
+    before = saved()
+    wait_for(lambda: saved() - before)
     (supervisor,) = (
         process
         for process in psutil.Process(cluster.process.pid).children(recursive=True)
@@ -181,8 +174,9 @@ def test_a_job_whose_supervisor_dies_is_sent_again(cluster: Cluster) -> None:
     supervisor.send_signal(signal.SIGKILL)
     said, _ = waiting.communicate(timeout=DEADLINE_S)
     assert waiting.returncode == 0, said
-    assert "lost was lost with the head it ran on, and is sent again" in said
-    assert cluster.status("lost") == "SUCCEEDED"
+    assert "the driver ended with -9, started again; 2 more" in said
+    assert "killed was lost with the head it ran on, and is sent again" in said
+    assert cluster.status("killed") == "SUCCEEDED"
     (run,) = (results / "digits").iterdir()
     assert json.loads((run / "run.json").read_text())["status"] == "finished", "the same run"
 
