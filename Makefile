@@ -38,11 +38,11 @@ results: install
 	@touch $@
 
 test: install .venv/.clouds
-	.venv/bin/pytest tests/unit -n 2 --dist loadfile
-	.venv/bin/pytest tests/ray
+	.venv/bin/pytest tests/unit tests/ray -n 2 --dist loadgroup
 
+# -v names a test that failed also where the time is over before the others are.
 e2e: install
-	.venv/bin/pytest tests/ray -m slow
+	.venv/bin/pytest tests/ray -m "slow and not soak"
 	.venv/bin/pytest tests/e2e -n 2 --dist loadfile --no-loadscope-reorder -v
 
 # `ray up`, jobs, power cuts and `ray down` on machines in namespaces of this one; needs root.
@@ -62,6 +62,7 @@ bench: install
 # The schedules of joining, leaving and dying replicas that `make test` leaves out.
 soak: install
 	.venv/bin/pytest tests/unit tests/e2e -m soak
+	.venv/bin/pytest tests/ray -m soak
 
 # Debian packages that the tests use and pip cannot bring; those that are here stay as they are.
 system:

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
@@ -40,6 +41,7 @@ from lepton_ray.serving.runtime import Floats, Runtime
 
 EXPLAINED_ROWS = 8  # of one request: each costs as much as hundreds of predictions
 HEADER_LENGTH = "inference-header-content-length"
+T = TypeVar("T")
 
 
 class Predictor(Protocol):
@@ -98,7 +100,7 @@ def build(
     echo: bool,
     explain: bool,
 ) -> Guard:
-    """The application: the guard, then the short way to ``/predict``, then all routes.
+    """The application: the guard, then the short way to two routes, then all of them.
 
     Args:
         keyring, log, echo: see `guard.Guard`.
@@ -140,8 +142,7 @@ def build(
         api.get(path)(routes.model)
         api.get(f"{path}/ready")(routes.model_ready)
         api.post(f"{path}/infer", openapi_extra={"requestBody": _v2_body()})(routes.v2_infer)
-    predict = next(r for r in api.routes if isinstance(r, Route) and r.path == "/predict")
-    direct = Direct(api, predict, routes.predict)
+    direct = Direct(api, {"/predict": routes.predict, "/explain": routes.explain})
     return Guard(direct, limits=limits, keyring=keyring, metrics=counts, log=log, echo=echo)
 
 
@@ -209,7 +210,8 @@ class _Routes:
         try:
             runtime = self._served(self._predictor.answering[0].name, version)
             check(runtime.schema, method, target)
-            said = await self._predictor.explain(runtime, columns, method, target)
+            explaining = self._predictor.explain(runtime, columns, method, target)
+            said = await unless_gone(request, explaining)
         except RowsError:
             raise
         except InputError as error:
@@ -317,6 +319,28 @@ class _Routes:
             if model == runtime.name and version in (None, str(runtime.version)):
                 return runtime
         raise _unknown(model, version, answering[0])
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """What it gives, for a request whose body is read; cancelled when its client goes.
+
+    Raises:
+        ClientDisconnect: when the client went.
+    """
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answering, watching = asyncio.create_task(answer), asyncio.create_task(watch())
+    try:
+        await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientDisconnect
+        return answering.result()
+    finally:
+        answering.cancel()
+        watching.cancel()
 
 
 async def _refuse(request: Request, error: Exception) -> HttpResponse:

@@ -20,7 +20,7 @@ from lepton_ray.data.schema import Schema
 from lepton_ray.errors import LeptonRayError
 from lepton_ray.serving import access, api, drift, short, sweep
 from lepton_ray.serving.batcher import Batcher
-from lepton_ray.serving.explain.actor import Questions
+from lepton_ray.serving.explain.actor import Question, Questions
 from lepton_ray.serving.files import Files, write_files
 from lepton_ray.serving.guard import OVERLOADED_S, needs_keys
 from lepton_ray.serving.keys import Keyring
@@ -156,7 +156,7 @@ class Endpoint:
         """Why a version answers each row so; see `api.Predictor`."""
         files = self._files[runtime.version]
         return await self._questions.ask(
-            runtime.name, runtime.version, files, columns, method, target
+            Question(runtime.name, runtime.version, files, columns, method, target)
         )
 
     async def totals(self) -> Snapshot:

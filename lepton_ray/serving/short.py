@@ -3,9 +3,9 @@
 Of the time that a replica with a small model spends on a request, Serve takes a third: tasks that
 watch for a client who goes, contexts, counts. Its HTTP server, in a replica that HAProxy reaches
 directly, takes middleware that a function in RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
-(`jobs.proxy`). So requests for predictions go from there to the application, which has its own
-queue, counts and log (`guard.Guard`). All others go through Serve, and so do these where it must
-know of them:
+(`jobs.proxy`). So requests for predictions and explanations go from there to the application, which
+has its own queue, counts and log (`guard.Guard`). All others go through Serve, and so do these
+where it must know of them:
 
 - where it scales replicas by the requests in each (see `app.Endpoint`);
 - while answers take long enough for clients to go before: it drops the requests of those.
@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 if TYPE_CHECKING:  # Serve's proxies load this module, and need nothing of a replica's
     from lepton_ray.serving.guard import Guard
 
-PATHS = re.compile(r"/predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+PATHS = re.compile(r"/predict|/explain|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 SLOW_S = 1.0  # an answer, after which clients may have gone before theirs
 TAKEN = "lepton_ray.short"  # in the scope of a request that came this way
 

@@ -14,27 +14,25 @@ from lepton_ray.training.metrics import direction
 from tests import stores
 
 REPO = Path(__file__).parents[2]
+SETTINGS = {
+    "breast_cancer": ["train.epochs=5"],
+    "diabetes": ["train.epochs=20"],
+    "fashion_mnist": ["train.epochs=1", "model.width=8"],
+    "german_credit": ["train.epochs=10"],
+    "i94_traffic": ["train.epochs=1"],
+    "movie_snippets": ["train.epochs=5"],
+    "movielens_100k": ["train.epochs=2"],
+}
+SELDOM = ("breast_cancer", "fashion_mnist")  # as german_credit and the digits of other tests
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "epochs", "more"),
-    [
-        ("diabetes", 20, []),
-        ("german_credit", 10, []),
-        ("fashion_mnist", 1, ["model.width=8"]),
-        ("movie_snippets", 5, []),
-        ("movielens_100k", 2, []),
-        ("i94_traffic", 1, []),
-    ],
+    "name",
+    [pytest.param(n, marks=pytest.mark.soak) if n in SELDOM else n for n in SETTINGS],
 )
 def test_it_does_better_than_the_trivial_baseline(
-    cluster: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    epochs: int,
-    more: list[str],
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     file = REPO / "experiments" / f"{name}.yaml"
     fetch = [sys.executable, "experiments/fetch.py", "--for", str(file.relative_to(REPO))]
@@ -43,7 +41,8 @@ def test_it_does_better_than_the_trivial_baseline(
         pytest.skip(f"no data: python {' '.join(fetch[1:])}")
     monkeypatch.chdir(REPO)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.new(tmp_path))
-    asked = load(file, [f"storage={tmp_path}/results", f"train.epochs={epochs}", *more])
+    alone = ["workers.min=1", "workers.max=1"]
+    asked = load(file, [f"storage={tmp_path}/results", *alone, *SETTINGS[name]])
     test = Run(asked, "train").go()["register"]["test"]
     metric = asked.gate.metric
     ours, trivial = (test[who][metric] for who in ("model", "baseline"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from lepton_ray.config.schema import Serve
 from lepton_ray.data import Dataset
 from lepton_ray.errors import InputError
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.explain.actor import WAITING, Questions
+from lepton_ray.serving.explain.actor import WAITING, Question, Questions
 from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.files import read_files
 from lepton_ray.serving.requests import columns_of
@@ -123,8 +124,8 @@ def test_what_explains_goes_when_nobody_asks_and_comes_back(
     files = ray.put(read_files(version.folder()))
 
     async def ask(questions: Questions, **other: Any) -> str:
-        asked = {"version": 1, "method": None, "target": None, **other}
-        return await questions.ask("small", files=files, columns=columns, **asked)
+        asked = Question("small", 1, files, columns, None, None)
+        return await questions.ask(dataclasses.replace(asked, **other))
 
     async def scenario() -> None:
         questions = Questions("small", idle_s=2.0)

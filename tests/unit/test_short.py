@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +60,8 @@ def test_predictions_take_the_short_way_and_all_else_serve_s(people: Runtime) ->
         assert (await ask("/predict", json={"rows": []})).status_code == 422
         for path in ("/v2/models/people/infer", "/v2/models/people/versions/3/infer"):
             assert (await ask(path, json=TENSORS)).json() == inferred, path
-        others = ("/health", "/explain", "/predict/", "/v2/models/people", "/-/healthz")
+        assert (await ask("/explain", json=BODY)).status_code == 404, "it was not asked for"
+        others = ("/health", "/explain/", "/predict/", "/v2/models/people", "/-/healthz")
         for path in (*others, "/v2/models/people/infer/more"):
             assert (await ask(path)).text == "serve", path
 
@@ -103,6 +105,53 @@ def test_the_short_way_has_keys_a_queue_and_clients_that_go(
         await short.Short(serve)(scope, gone, nowhere)
         assert app.lines[-1]["status"] == 499
         assert app.asgi.inside == 0
+
+    asyncio.run(asyncio.wait_for(asked(), 60))
+
+
+@pytest.mark.usefixtures("nothing_offered")
+@pytest.mark.parametrize("query", [b"", b"method=occlusion"])
+def test_an_explanation_is_taken_back_when_its_client_goes(people: Runtime, query: bytes) -> None:
+    app = apps.app(people, explainer=object())
+    said: list[str] = []
+
+    async def explain(*question: Any) -> str:
+        said.append("asked")
+        try:
+            await go_on.wait()
+            return '{"explanations": []}'
+        finally:
+            said.append("over")
+
+    go_on = asyncio.Event()
+    app.local.explain = explain
+    scope = {"type": "http", "method": "POST", "path": "/explain", "query_string": query,
+             "headers": [], "client": ("127.0.0.1", 1)}  # fmt: skip
+
+    async def asked() -> None:
+        messages = iter([{"type": "http.request", "body": json.dumps(BODY).encode()}])
+
+        async def receive() -> dict[str, Any]:
+            if message := next(messages, None):
+                return message
+            while "asked" not in said:
+                await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
+
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        short.offer(app.asgi)
+        await short.Short(serve)(scope, receive, send)
+        while "over" not in said:
+            await asyncio.sleep(0.01)
+        assert (said, app.lines[-1]["status"]) == (["asked", "over"], 499)
+        assert (await ask("/predict", json=BODY)).status_code == 200
+        go_on.set()
+        answer = await ask("/explain", json=BODY)
+        assert answer.json() == {"explanations": []}, "who stays is answered"
 
     asyncio.run(asyncio.wait_for(asked(), 60))
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,19 @@ IDLE_S = 120.0  # without a question, after which the process goes
 VERSIONS = 2  # that are kept open: with a canary two answer at a time
 
 
+@dataclass(frozen=True)
+class Question:
+    """In one piece: Ray takes time for each argument of a call."""
+
+    model: str
+    version: int
+    files: ray.ObjectRef[Files]
+    """Of the version; within another object, so that Ray does not fetch them for each question."""
+    columns: Columns
+    method: str | None
+    target: str | None
+
+
 class Questions:
     """Those of one replica. Needs a running event loop.
 
@@ -52,15 +66,7 @@ class Questions:
         self._starting = asyncio.Lock()
         self._asked = 0
 
-    async def ask(
-        self,
-        model: str,
-        version: int,
-        files: ray.ObjectRef[Files],
-        columns: Columns,
-        method: str | None,
-        target: str | None,
-    ) -> str:
+    async def ask(self, question: Question) -> str:
         """See `Explainer.explain`; starts the actor where there is none.
 
         Returns:
@@ -74,14 +80,13 @@ class Questions:
             text = "too many explanations are waiting: come again later"
             raise RefusedError(429, text, retry_after_s=LATER_S)
         self._asked += 1
-        question = model, version, [files], columns, method, target
         try:
             for pause_s in AGAIN_S:
                 # It goes when it has nothing to do, and with the replica that started it.
                 with contextlib.suppress(RayActorError):
-                    return await self._call(*question)
+                    return await self._call(question)
                 await asyncio.sleep(pause_s)
-            return await self._call(*question)
+            return await self._call(question)
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise error.cause from None
@@ -89,13 +94,13 @@ class Questions:
         finally:
             self._asked -= 1
 
-    async def _call(self, *question: Any) -> str:
+    async def _call(self, question: Question) -> str:
         # One at a time: Ray ends an actor with the first handle of the process that made it.
         async with self._starting:
             if self._actor is None:
                 self._actor = await asyncio.to_thread(self._start)
             actor = self._actor
-        answer = actor.explain.remote(*question)
+        answer = actor.explain.remote(question)
         try:
             said: str = await answer
         except asyncio.CancelledError:  # nobody waits for it any more
@@ -131,41 +136,20 @@ class Explaining:
         # One thread: the work stays off the event loop, which takes questions.
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=_have_what_is_left)
 
-    async def explain(
-        self,
-        model: str,
-        version: int,
-        files: list[ray.ObjectRef[Files]],
-        columns: Columns,
-        method: str | None,
-        target: str | None,
-    ) -> str:
-        """See `Questions.ask`.
-
-        Args:
-            files: of the version, as a reference in a list, which Ray leaves as it is.
-        """
+    async def explain(self, question: Question) -> str:
+        """See `Questions.ask`."""
         self._asked += 1
         self._leaving.cancel()
         loop = asyncio.get_running_loop()
         try:
-            explainer = await self._explainer(version, files[0])
-            asked = explainer, model, version, columns, method, target
-            return await loop.run_in_executor(self._thread, self._explain, *asked)
+            explainer = await self._explainer(question.version, question.files)
+            return await loop.run_in_executor(self._thread, self._explain, explainer, question)
         finally:
             self._asked -= 1
             if not self._asked:
                 self._leaving = loop.call_later(self._idle_s, _leave)
 
-    def _explain(
-        self,
-        explainer: Explainer,
-        model: str,
-        version: int,
-        columns: Columns,
-        method: str | None,
-        target: str | None,
-    ) -> str:
+    def _explain(self, explainer: Explainer, asked: Question) -> str:
         """Rests before it twice as long as the last one worked, up to `REST_S`.
 
         Replicas that predict read each question and hand it on, whatever the priority here. Short
@@ -175,7 +159,8 @@ class Explaining:
         time.sleep(max(0.0, self._rested - time.monotonic()))
         start = time.thread_time()
         try:
-            return answers.to_json(model, version, explainer.explain(columns, method, target))
+            found = explainer.explain(asked.columns, asked.method, asked.target)
+            return answers.to_json(asked.model, asked.version, found)
         finally:
             self._rested = time.monotonic() + min(2 * (time.thread_time() - start), REST_S)
 
