@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
@@ -41,7 +39,6 @@ from lepton_ray.serving.runtime import Floats, Runtime
 
 EXPLAINED_ROWS = 8  # of one request: each costs as much as hundreds of predictions
 HEADER_LENGTH = "inference-header-content-length"
-T = TypeVar("T")
 
 
 class Predictor(Protocol):
@@ -211,7 +208,7 @@ class _Routes:
             runtime = self._served(self._predictor.answering[0].name, version)
             check(runtime.schema, method, target)
             explaining = self._predictor.explain(runtime, columns, method, target)
-            said = await unless_gone(request, explaining)
+            said = await bodies.unless_gone(request, explaining)
         except RowsError:
             raise
         except InputError as error:
@@ -319,28 +316,6 @@ class _Routes:
             if model == runtime.name and version in (None, str(runtime.version)):
                 return runtime
         raise _unknown(model, version, answering[0])
-
-
-async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
-    """What it gives, for a request whose body is read; cancelled when its client goes.
-
-    Raises:
-        ClientDisconnect: when the client went.
-    """
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answering, watching = asyncio.create_task(answer), asyncio.create_task(watch())
-    try:
-        await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
-            raise ClientDisconnect
-        return answering.result()
-    finally:
-        answering.cancel()
-        watching.cancel()
 
 
 async def _refuse(request: Request, error: Exception) -> HttpResponse:

@@ -6,6 +6,7 @@ No ``from __future__ import annotations`` here: Serve inspects the class.
 import asyncio
 import logging
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from lepton_ray.serving.versions import Versions
 logger = logging.getLogger("ray.serve")
 
 ASK_S = 1.0  # between two looks for a new version
+PREDICTS_S = 1.0  # after a prediction, there may be more of them
 TOTALS_S = 5.0  # that a scrape waits for the follower
 REFUSED = 64  # requests in a replica beyond its queue, so that it is the one to refuse them
 ONGOING = 16  # requests in a replica beyond which another is started: batches gather under load
@@ -92,6 +94,7 @@ class Endpoint:
         self._id = uuid.uuid4().hex
         self._counts = Metrics()
         self._keyring = Keyring(()) if needs_keys(config.host, config.keys) else None
+        self._predicted_s = -PREDICTS_S  # when last, by the monotonic clock
         self._problem = ""
         self._refused: dict[int, str] = {}
         self._state: dict[str, Any] = {}
@@ -146,6 +149,7 @@ class Endpoint:
         self, columns: Columns, caller: str, version: str | None = None
     ) -> tuple[Runtime, Floats]:
         """See `Versions.infer`."""
+        self._predicted_s = time.monotonic()
         runtime, found = await self._versions.infer(columns, caller, version)
         self._watch.look((held.runtime for held in self._held.values()), columns)
         return runtime, found
@@ -155,9 +159,9 @@ class Endpoint:
     ) -> str:
         """Why a version answers each row so; see `api.Predictor`."""
         files = self._files[runtime.version]
-        return await self._questions.ask(
-            Question(runtime.name, runtime.version, files, columns, method, target)
-        )
+        beside = time.monotonic() < self._predicted_s + PREDICTS_S
+        question = Question(runtime.name, runtime.version, files, columns, method, target, beside)
+        return await self._questions.ask(question)
 
     async def totals(self) -> Snapshot:
         """What all replicas have counted.

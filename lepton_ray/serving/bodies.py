@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import orjson
@@ -161,6 +161,28 @@ class Reading:
             parts.append(chunk)
         exchange.reading = False
         return b"".join(parts)
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """What it gives, for a request whose body is read; cancelled when its client goes.
+
+    Raises:
+        ClientDisconnect: when the client went.
+    """
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answering, watching = asyncio.create_task(answer), asyncio.create_task(watch())
+    try:
+        await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise ClientDisconnect
+        return answering.result()
+    finally:
+        answering.cancel()
+        watching.cancel()
 
 
 async def aside(size: int, function: Callable[..., T], *args: Any) -> T:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +20,7 @@ from lepton_ray.config.schema import Serve
 from lepton_ray.data import Dataset
 from lepton_ray.errors import InputError
 from lepton_ray.serving import endpoint, package
-from lepton_ray.serving.explain.actor import WAITING, Question, Questions
+from lepton_ray.serving.explain.actor import REST_S, WAITING, Question, Questions
 from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.files import read_files
 from lepton_ray.serving.requests import columns_of
@@ -30,7 +31,7 @@ from tests.lab import wait_for
 from tests.ray.conftest import experiment
 from tests.versions import register
 
-DEADLINE_S = 180
+DEADLINE_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,12 @@ def test_the_first_question_starts_what_explains(
             assert theirs["target"] == ours.target
             assert theirs["completeness"]["holds"]
             assert theirs["answer"] == pytest.approx(ours.answer, abs=1e-5)
+
+        httpx.post(f"{live.url}/predict", json=json, timeout=DEADLINE_S)
+        start_s = time.monotonic()
+        for _ in range(3):
+            httpx.post(url, json=json, timeout=DEADLINE_S)
+        assert time.monotonic() > start_s + 2 * REST_S, "the replica predicts too"
 
         # Many at a time: each is answered or sent away, and a prediction is answered meanwhile.
         many = WAITING + 30
@@ -136,6 +143,16 @@ def test_what_explains_goes_when_nobody_asks_and_comes_back(
         assert await ask(questions) == first
         (after,) = explaining()
         assert after != before
+
+        async def seconds(gives_way: bool) -> float:
+            start_s = time.monotonic()
+            for _ in range(4):
+                await ask(questions, gives_way=gives_way)
+            return time.monotonic() - start_s
+
+        took_s = await seconds(gives_way=True)
+        assert took_s > 3 * REST_S
+        assert await seconds(gives_way=False) < took_s, "nobody waits for nothing"
 
         os.kill(after, signal.SIGKILL)
         assert await ask(questions) == first
