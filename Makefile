@@ -38,7 +38,8 @@ results: install
 	@touch $@
 
 test: install .venv/.clouds
-	.venv/bin/pytest tests/unit tests/ray -n 2 --dist loadgroup
+	.venv/bin/pytest tests/unit -n 2 --dist loadfile
+	.venv/bin/pytest tests/ray
 
 # -v names a test that failed also where the time is over before the others are.
 e2e: install

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-ALLOWED_SKIPS = HERE / "allowed_skips.txt"
+ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,15 +20,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if os.environ.get("CI") == "true":
         config.pluginmanager.register(NoSkips(_allowed_skips()), "no-skips")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a file's tests share a process, and all of tests/ray do, and so
-    their Ray."""
-    for item in items:
-        inside = item.path.relative_to(HERE)
-        item.add_marker(pytest.mark.xdist_group("ray" if inside.parts[0] == "ray" else str(inside)))
 
 
 def _allowed_skips() -> set[tuple[str, str]]:
