@@ -149,14 +149,22 @@ def test_a_reader_that_goes_ends_a_command_quietly(words: str) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
-    """SIGTERM, as a scheduler or `kill` sends it, in the middle of trials."""
-    settings = ["--set=tune.trials=4", "--set=tune.scheduler=none", "--set=train.epochs=12", SPACE]
-    study = Process(tmp_path, "tune", DIGITS, *settings)
+def test_a_killed_and_a_stopped_study_leave_nothing_and_go_on(tmp_path: Path) -> None:
+    """Killed, and then SIGTERM, as a scheduler or `kill` sends it, in the middle of trials."""
+    settings = ["--set=tune.trials=6", "--set=tune.scheduler=none", "--set=train.epochs=12", SPACE]
     results = tmp_path / "lepton_results" / "digits"
-    study.wait_for(
-        lambda: any('"ended"' in p.read_text() for p in results.glob("*/*/trials.jsonl"))
-    )
+
+    def ended() -> int:
+        return sum(p.read_text().count('"ended"') for p in results.glob("*/*/trials.jsonl"))
+
+    killed = Process(tmp_path, "tune", DIGITS, *settings)
+    killed.wait_for(ended)
+    killed.process.kill()
+    killed.end()
+    before = ended()
+    assert before < 5
+    study = Process(tmp_path, "tune", DIGITS, *settings, "--resume")
+    study.wait_for(lambda: ended() > before)
     study.process.send_signal(signal.SIGTERM)
     code, text = study.end()
     assert code == 130, text
@@ -172,21 +180,22 @@ def test_a_stopped_study_leaves_nothing_and_goes_on(tmp_path: Path) -> None:
         timeout=DEADLINE_S,
     )
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["tune"]["trials"] == 4
+    assert json.loads(again.stdout)["tune"]["trials"] == 6
     more = command(tmp_path, "tune", DIGITS, *settings, "--add-trials=2", "--json")
-    assert json.loads(more.stdout)["tune"]["trials"] == 6, more.stderr
+    assert json.loads(more.stdout)["tune"]["trials"] == 8, more.stderr
     stands = json.loads(command(tmp_path, "status", "digits", "--json").stdout)
     stands = stands["studies"]["digits"]
-    assert (stands["ended"], stands["closed"]) == (6, "all trials are done")
+    assert (stands["ended"], stands["closed"]) == (8, "all trials are done")
     taught = ["--set=tune.trials=1", "--from-study=digits", "--set=tune.seed=1"]
     found = command(tmp_path, "tune", DIGITS, *settings, *taught, "--json")
     journal = Path(json.loads(found.stdout)["run"]) / "study" / "trials.jsonl"
     known = [line for line in (tmp_path / journal).read_text().splitlines() if '"prior"' in line]
-    assert len(known) == 6
+    assert len(known) == 8
     assert all(json.loads(line)["prior"]["comparable"] for line in known)
+    assert killed.left() == []
 
 
-def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) -> None:
+def test_a_run_goes_on_while_its_storage_is_away(tmp_path: Path) -> None:
     """Training does not wait for it, and what was to be written is written when it is back."""
     with contextlib.ExitStack() as stores:
         store = ThreadedMotoServer("127.0.0.1", port=0)
@@ -228,9 +237,9 @@ def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) ->
         training.wait_for(lambda: saved() and step())
         stop.close()
         began = time.monotonic()
-        training.wait_for(lambda: away(20))
+        training.wait_for(lambda: away(10))
         before = step()
-        training.wait_for(lambda: away(60) and step() > before)
+        training.wait_for(lambda: away(30) and step() > before)
         again = ThreadedMotoServer(host, port=port)  # moto keeps what it holds in this process
         again.start()
         stores.callback(again.stop)

@@ -207,6 +207,7 @@ def test_live_replicas_are_killed_added_and_drained(
     assert None not in survivors, "nobody started from a checkpoint"
 
 
+@pytest.mark.soak  # tests/e2e/test_network.py loses hosts of both kinds, as a power cut does
 def test_a_live_node_is_lost_and_the_guaranteed_one_is_drained(
     cluster: Cluster, tmp_path: Path
 ) -> None:
