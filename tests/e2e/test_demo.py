@@ -152,7 +152,7 @@ def test_the_demo(tmp_path: Path, port: str, store: MlflowClient) -> None:
     assert loaded.predict(pd.DataFrame([row]))["label"].tolist() == [prediction["label"]]
 
     (folder,) = (tmp_path / "lepton_results" / "digits").iterdir()
-    code, text = run(tmp_path, "verify", str(folder), "--workers", "1", "--epochs", "2")
+    code, text = run(tmp_path, "verify", str(folder), "--workers", "1", "--epochs", "6")
     assert code == 0, text
     assert "equal  " in text
 
