@@ -222,7 +222,7 @@ def test_a_group_that_restarts_is_killed_grown_drained_and_loses_a_node(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     acts = [("kill_first", 2), ("add", 2), ("drain", 3), ("lose", 2)]
-    asked = experiment("cnn", "adamw", 0.04, mode="restart", epochs=16)
+    asked = experiment("cnn", "adamw", 0.04, mode="restart", epochs=40)
     seen = disturbed(cluster, tmp_path, acts, asked)
     assert seen.sizes()[:4] == [2, 2, 3, 2]
     assert seen.sizes()[-1] == 1

@@ -120,7 +120,7 @@ def hosts() -> Iterator[Hosts]:
 
 def asked(folder: Path) -> Experiment:
     """With pauses until a file ``over`` is there."""
-    paced = experiment("mlp", "adamw", 0.04, epochs=160)
+    paced = experiment("mlp", "adamw", 0.04, epochs=280)
     return with_settings(paced, {"model.until": f"{folder}/over"})
 
 
