@@ -195,7 +195,7 @@ def test_a_killed_and_a_stopped_study_leave_nothing_and_go_on(tmp_path: Path) ->
     assert killed.left() == []
 
 
-def test_a_run_goes_on_while_its_storage_is_away(tmp_path: Path) -> None:
+def test_a_run_goes_on_while_its_storage_is_away_for_a_minute(tmp_path: Path) -> None:
     """Training does not wait for it, and what was to be written is written when it is back."""
     with contextlib.ExitStack() as stores:
         store = ThreadedMotoServer("127.0.0.1", port=0)
@@ -237,9 +237,9 @@ def test_a_run_goes_on_while_its_storage_is_away(tmp_path: Path) -> None:
         training.wait_for(lambda: saved() and step())
         stop.close()
         began = time.monotonic()
-        training.wait_for(lambda: away(10))
+        training.wait_for(lambda: away(20))
         before = step()
-        training.wait_for(lambda: away(30) and step() > before)
+        training.wait_for(lambda: away(60) and step() > before)
         again = ThreadedMotoServer(host, port=port)  # moto keeps what it holds in this process
         again.start()
         stores.callback(again.stop)

@@ -151,8 +151,15 @@ def test_the_demo(tmp_path: Path, port: str, store: MlflowClient) -> None:
     row = json.loads(re.search(r"-d '(.*)'", text).group(1))["rows"][0]
     assert loaded.predict(pd.DataFrame([row]))["label"].tolist() == [prediction["label"]]
 
+    code, text = run(tmp_path, "models", "show", "digits@champion", "--json")
+    assert (
+        json.loads(text)["manifest"]["weights_sha256"] == version.tags["lepton_ray.weights_sha256"]
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    code, text = run(tmp_path, "predict", "digits/1", "rows.jsonl")
+    assert json.loads(text)["label"] == prediction["label"]
     (folder,) = (tmp_path / "lepton_results" / "digits").iterdir()
-    code, text = run(tmp_path, "verify", str(folder), "--workers", "1", "--epochs", "6")
+    code, text = run(tmp_path, "verify", str(folder), "--workers", "1")
     assert code == 0, text
     assert "equal  " in text
 

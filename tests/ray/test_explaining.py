@@ -76,9 +76,9 @@ def test_the_first_question_starts_what_explains(
 
         httpx.post(f"{live.url}/predict", json=json, timeout=DEADLINE_S)
         start_s = time.monotonic()
-        for _ in range(3):
+        for _ in range(6):
             httpx.post(url, json=json, timeout=DEADLINE_S)
-        assert time.monotonic() > start_s + 2 * REST_S, "the replica predicts too"
+        assert time.monotonic() > start_s + 5 * REST_S, "the replica predicts too"
 
         # Many at a time: each is answered or sent away, and a prediction is answered meanwhile.
         many = WAITING + 30

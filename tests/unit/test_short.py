@@ -138,10 +138,8 @@ def test_an_explanation_is_taken_back_when_its_client_goes(people: Runtime, quer
                 await asyncio.sleep(0.01)
             return {"type": "http.disconnect"}
 
-        sent: list[Any] = []
-
         async def send(message: Any) -> None:
-            sent.append(message)
+            """What comes too late goes nowhere."""
 
         short.offer(app.asgi)
         await short.Short(serve)(scope, receive, send)
