@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 WAITING = 16  # questions of a replica, beyond which one is sent away
 LATER_S = 5.0  # after which whoever was sent away may come again
 AGAIN_S = (0.1, 1.0, 3.0)  # to wait, where it has gone: its name is not free at once
-REST_S = 0.1  # between two explanations, where they would hold predictions up
+REST_S = 0.2  # between two explanations, where they would hold predictions up
 IDLE_S = 120.0  # without a question, after which the process goes
 VERSIONS = 2  # that are kept open: with a canary two answer at a time
 
