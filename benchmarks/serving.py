@@ -332,28 +332,27 @@ def side_by_side(
     for name in MODELS:
         wanted = [("peak", arm) for arm in arms if "peak" in cases]
         wanted += [("tail", a) for a in arms if "tail" in cases and a != "serve_default"]
-        todo = [one for one in wanted if len(results.find(one[0], name, one[1])) < repeats]
-        if "overload" in cases and not results.find("overload", name, "ours"):
-            todo.append(("overload", "ours"))
-        if not todo:
+        wanted += [("overload", "ours")] if "overload" in cases else []
+        if all(len(results.find(case, name, arm)) >= repeats for case, arm in wanted):
             continue
         with servers(bench, arms, name) as up:
-            for repeat in range(repeats if "peak" in cases else 0):
+            for repeat in range(repeats if {"peak", "overload"} & {*cases} else 0):
                 for arm, server in up.items():
-                    if len(results.find("peak", name, arm)) <= repeat:
+                    if ("peak", arm) in wanted and len(results.find("peak", name, arm)) <= repeat:
                         results.add("peak", name, arm, **server.peak(seconds))
+                if "overload" in cases and len(results.find("overload", name, "ours")) <= repeat:
+                    peak = up["ours"].peak(seconds)["rps"]
+                    found = up["ours"].peak(seconds, CROWD)
+                    results.add("overload", name, "ours", peak=peak, **found)
             peaks = {a: [e["rps"] for e in results.find("peak", name, a)] for a in up}
             if not all(peaks.values()):
-                continue  # the others need the peak
+                continue  # tails need the peak
             usual = {arm: statistics.median(values) for arm, values in peaks.items()}
             rate = 0.6 * min(usual[arm] for arm in up if arm != "serve_default")
             for repeat in range(repeats if "tail" in cases else 0):
                 for arm, server in up.items():
                     if usual[arm] > rate and len(results.find("tail", name, arm)) <= repeat:
                         results.add("tail", name, arm, rate=rate, **server.fixed(rate, seconds))
-            if ("overload", "ours") in todo:
-                found = up["ours"].peak(seconds, CROWD)
-                results.add("overload", name, "ours", peak=usual["ours"], **found)
 
 
 def promotions(bench: Bench, results: Results, *, quick: bool) -> None:
@@ -483,9 +482,13 @@ def figures(results: Results, arms: list[str]) -> tuple[dict[str, Any], dict[str
             detail.setdefault("p99_with_explain_busy", {})[name] = _report.ratio(busy, alone)
     if ratios := detail.get("p99_with_explain_busy"):
         found["p99_with_explain_busy"] = max(each["median"] for each in ratios.values())
-    goodput = [e for name in MODELS for e in results.find("overload", name, "ours")]
+    goodput = {}
+    for name in MODELS:
+        if both := results.find("overload", name, "ours"):
+            crowded, peak = ([e[key] for e in both] for key in ("rps", "peak"))
+            goodput[name] = _report.ratio(crowded, peak)
     if goodput:
-        found["goodput_overloaded"] = min(e["rps"] / e["peak"] for e in goodput)
+        found["goodput_overloaded"] = min(each["median"] for each in goodput.values())
         detail["goodput_overloaded"] = goodput
     return found, {**detail, "run": results.run}
 

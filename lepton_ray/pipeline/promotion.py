@@ -127,15 +127,25 @@ def canary(reference: str, terminal: Terminal) -> dict[str, Any]:
         InputError: for a share that is none.
         GateError, ModelError: see `try_canary`.
     """
-    reference, _, share = reference.partition("=")
+    reference, equals, share = reference.partition("=")
+    part = _share(share) if equals else None
     if "/" not in reference and "@" not in reference:
+        if equals:
+            raise InputError(
+                f"a share is of a version: {reference}/8={share}; {reference} alone ends what is "
+                "tried"
+            )
         return _end_canary(reference, terminal)
     version = registry.resolve(reference)
-    part = _share(share) if share else None
     now = endpoints.tried(version.name).canary
-    if now is not None and now.version == version.version and part is not None:
+    champion = registry.find_champion(version.name)
+    going = now and (now.version, now.instead_of) == (
+        version.version,
+        champion and champion.version,
+    )
+    if going and part is not None:
         settings = load(version.folder() / "experiment.yaml").serve.canary or Canary()
-        made = endpoints.start_canary(version, part, settings)  # it passed its gate before
+        made = endpoints.start_canary(version, part, settings)
         terminal.say(f"{version.name}/{version.version} is tried on {made.share:.0%} of callers")
         return {"name": version.name, "version": version.version, "canary": made.to_json()}
     done = try_canary(*_measured(version), part, terminal)
@@ -152,6 +162,17 @@ def shadow(reference: str, terminal: Terminal) -> dict[str, Any]:
     endpoints.set_shadow(version.name, version.version)
     terminal.say(f"{version.name}/{version.version} gets copies of the traffic")
     return {"name": version.name, "version": version.version}
+
+
+def _passed_before(version: ModelVersion) -> bool:
+    """It is tried beside this champion already."""
+    now = endpoints.tried(version.name).canary
+    champion = registry.find_champion(version.name)
+    return (
+        now is not None
+        and champion is not None
+        and (now.version, now.instead_of) == (version.version, champion.version)
+    )
 
 
 def _end_canary(name: str, terminal: Terminal) -> dict[str, Any]:

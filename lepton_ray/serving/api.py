@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Protocol
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
-from lepton_ray.data.schema import Schema
 from lepton_ray.errors import InputError
-from lepton_ray.serving import answers, bodies, metrics, tables, tensors
+from lepton_ray.serving import answers, bodies, metrics, openapi, tables, tensors
 from lepton_ray.serving.bodies import Bodies
 from lepton_ray.serving.direct import Direct
 from lepton_ray.serving.explain.answers import (
@@ -34,7 +35,7 @@ from lepton_ray.serving.metrics import Metrics, Snapshot
 from lepton_ray.serving.page import model as page_model
 from lepton_ray.serving.page import page
 from lepton_ray.serving.refusals import RefusedError, answer
-from lepton_ray.serving.requests import Columns, RowsError, columns_of, row_schema
+from lepton_ray.serving.requests import Columns, RowsError, columns_of
 from lepton_ray.serving.runtime import Floats, Runtime
 
 EXPLAINED_ROWS = 8  # of one request: each costs as much as hundreds of predictions
@@ -116,29 +117,50 @@ def build(
     api = FastAPI(title=name, description="Served by lepton_ray.", lifespan=lifespan)
     for error in (RefusedError, RowsError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(error, _refuse)
+    keyed = keyring is not None
+    secure = [Depends(HTTPBearer(auto_error=False, description="A key."))] if keyed else []
+    refusals = partial(openapi.refusals, keys=keyed)
+    asked = refusals(body=True)
     api.post(
         "/predict",
         response_model=answers.form_of(schema).response,
-        openapi_extra={"requestBody": _body(schema)},
+        responses=asked,
+        openapi_extra=openapi.rows(schema),
+        dependencies=secure,
     )(routes.predict)
     if explain:
         api.post(
             "/explain",
             response_model=ExplainResponse,
             response_model_exclude_none=True,
-            openapi_extra={"requestBody": _body(schema)},
+            responses=asked,
+            openapi_extra=openapi.rows(schema),
+            dependencies=secure,
         )(routes.explain)
     api.get("/", include_in_schema=False)(routes.page)
     api.get("/page.json", include_in_schema=False)(routes.page_model)
-    api.get("/health")(routes.health)
-    api.get("/metrics")(routes.metrics)
-    api.get("/v2")(routes.server)
+    api.get("/health", responses=refusals(), dependencies=secure)(routes.health)
+    counts_page: openapi.Responses = {200: {"content": {metrics.CONTENT_TYPE: {}}}}
+    api.get(
+        "/metrics",
+        response_class=HttpResponse,
+        responses=counts_page | refusals(),
+        dependencies=secure,
+    )(routes.metrics)
+    named = refusals(v2=True, named=True)
+    inferred = openapi.inferred() | refusals(v2=True, named=True, body=True)
+    api.get("/v2", responses=refusals(v2=True), dependencies=secure)(routes.server)
     api.get("/v2/health/live")(routes.live)
     api.get("/v2/health/ready")(routes.ready)
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        api.get(path)(routes.model)
-        api.get(f"{path}/ready")(routes.model_ready)
-        api.post(f"{path}/infer", openapi_extra={"requestBody": _v2_body()})(routes.v2_infer)
+        api.get(path, responses=named, dependencies=secure)(routes.model)
+        api.get(f"{path}/ready", responses=named, dependencies=secure)(routes.model_ready)
+        api.post(
+            f"{path}/infer",
+            responses=inferred,
+            openapi_extra=openapi.inference(),
+            dependencies=secure,
+        )(routes.v2_infer)
     direct = Direct(api, {"/predict": routes.predict, "/explain": routes.explain})
     return Guard(direct, limits=limits, keyring=keyring, metrics=counts, log=log, echo=echo)
 
@@ -338,41 +360,3 @@ def _unknown(model: str, version: str | None, runtime: Runtime) -> RefusedError:
     return RefusedError(
         404, f"no model {asked!r} here; served is {runtime.name!r} version {runtime.version}"
     )
-
-
-def _body(schema: Schema) -> dict[str, Any]:
-    """The request's type for the OpenAPI page; the endpoint checks it in one pass of NumPy."""
-    rows = {
-        "type": "object",
-        "properties": {"rows": {"type": "array", "minItems": 1, "items": row_schema(schema)}},
-        "required": ["rows"],
-        "additionalProperties": False,
-    }
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    others = {kind: binary for kind in bodies.types_for(schema) if kind != bodies.JSON}
-    return {"required": True, "content": {bodies.JSON: {"schema": rows}, **others}}
-
-
-def _v2_body() -> dict[str, Any]:
-    tensor = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string"},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "datatype": {"enum": ["BYTES", *tensors.NUMBERS]},
-            "data": {"type": "array"},
-            "parameters": {"type": "object"},
-        },
-        "required": ["name", "shape", "datatype"],
-    }
-    schema = {
-        "type": "object",
-        "properties": {
-            "id": {"type": "string"},
-            "inputs": {"type": "array", "minItems": 1, "items": tensor},
-            "outputs": {"type": "array"},
-            "parameters": {"type": "object"},
-        },
-        "required": ["inputs"],
-    }
-    return {"required": True, "content": {bodies.JSON: {"schema": schema}}}

@@ -18,7 +18,6 @@ from starlette.types import ASGIApp
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.data.schema import Schema
-from lepton_ray.errors import LeptonRayError
 from lepton_ray.serving import access, api, drift, short, sweep
 from lepton_ray.serving.batcher import Batcher
 from lepton_ray.serving.explain.actor import Question, Questions
@@ -102,7 +101,8 @@ class Endpoint:
         self._files: dict[int, Any] = {}  # references to those of the versions that are held
         present = await self._ask(Told({}, "", {}, {}))
         champion = await self._batcher(present, present.version)
-        self._versions = Versions(champion)
+        # Half of the time that an answer may take: the champion has the other.
+        self._versions = Versions(champion, self._config.limits.timeout_s / 2)
         self._held = {present.version: champion}
         self._counts.serves(name, present.version)
         self._following = asyncio.create_task(self._follow(present))
@@ -210,7 +210,7 @@ class Endpoint:
                     self._versions.give_back(attempt, tally)
                     self._watch.give_back(seen)
                     raise
-            except (RayError, LeptonRayError) as error:
+            except Exception as error:  # whatever it is: keys are revoked by this task too
                 # What went wrong names files and holds traces: it is for the log.
                 logger.warning("cannot follow: %s", error)
                 self._problem = f"cannot follow, see the log: {type(error).__name__}"
@@ -220,7 +220,8 @@ class Endpoint:
         canary, shadow = present.canary, present.shadow
         named = [present.version, canary and canary.version, shadow]
         for version in named:
-            if version and version not in self._held and version not in self._refused:
+            known = version in self._held or version in self._refused
+            if version and version in present.files and not known:
                 await self._hold(present, version)
         self._problem = present.problem or "; ".join(
             self._refused[v] for v in dict.fromkeys(named) if v in self._refused
@@ -230,9 +231,10 @@ class Endpoint:
         champion = self._held.get(present.version, before)
         tried = self._held.get(canary.version) if canary else None
         copied = self._held.get(shadow) if shadow else None
-        if tried is champion or copied is champion:  # promoted, before what is tried was ended
-            tried = None if tried is champion else tried
-            copied = None if copied is champion else copied
+        if tried is champion:  # promoted, before what is tried was ended
+            tried = None
+        if copied is champion or copied is tried:  # compared with the champion already
+            copied = None
         self._versions.change(
             champion,
             (canary, tried) if canary and tried else None,
@@ -241,9 +243,9 @@ class Endpoint:
         if champion is not before:
             self._counts.serves(self._name, champion.runtime.version)
         kept = {champion.runtime.version, *named}
-        for version in [v for v in self._held if v not in kept]:
-            self._held.pop(version).close()
-        self._files = {v: files for v, files in self._files.items() if v in self._held}
+        self._held = {v: batcher for v, batcher in self._held.items() if v in kept}
+        # As they are now: another follower has files of its own.
+        self._files = {v: present.files.get(v, self._files[v]) for v in self._held}
         self._refused = {v: text for v, text in self._refused.items() if v in kept}
 
     async def _hold(self, present: Present, version: int) -> None:
@@ -255,7 +257,9 @@ class Endpoint:
         schema = self._versions.champion.runtime.schema
         try:
             made = await self._batcher(present, version)
-        except LeptonRayError as error:
+        except RayError:
+            raise
+        except Exception as error:  # by the kind of model, its runtime has errors of its own
             logger.warning("version %s cannot be loaded: %s", version, error)
             text = f"version {version} cannot be loaded, see the log"
             self._refused[version] = f"{text}: {type(error).__name__}"
@@ -264,7 +268,6 @@ class Endpoint:
         if _types(theirs) == _types(schema):
             self._held[version] = made
             return
-        made.close()
         self._refused[version] = (
             f"version {version} takes other columns or answers other classes: "
             "start its endpoint anew"

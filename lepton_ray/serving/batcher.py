@@ -35,7 +35,7 @@ class Batcher:
         self._working: asyncio.Task[None] | None = None
         # A thread: a forward pass of any length stays off the event loop, which answers health
         # checks. One, as a replica has one CPU; each version its own, so that a slow one does not
-        # hold up another.
+        # hold up another; it ends when nobody has the batcher any more, a request least of all.
         self._thread = ThreadPoolExecutor(max_workers=1)
 
     async def run(self, columns: Columns) -> Floats:
@@ -52,13 +52,6 @@ class Batcher:
             for at in range(0, n, self._rows)
         ]
         return np.concatenate(parts)
-
-    def close(self) -> None:
-        """No more requests come; those that wait are answered."""
-        if self._working is None:
-            self._thread.shutdown(wait=False)
-        else:
-            self._working.add_done_callback(lambda _: self._thread.shutdown(wait=False))
 
     def _queued(self, columns: Columns, n: int) -> asyncio.Future[Floats]:
         loop = asyncio.get_running_loop()

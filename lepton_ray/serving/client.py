@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import email.utils
 import json
 import random
@@ -201,7 +202,14 @@ def _json(url: str, response: httpx.Response) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and arrays as Python's."""
+    """What JSON has not: NumPy's numbers and arrays as Python's, dates as texts, pandas' gaps as
+    none."""
+    if repr(value) in ("NaT", "<NA>"):
+        return None
+    if isinstance(value, datetime.date):  # pandas' timestamps are that too
+        return value.isoformat()
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"a value must be a number, a text or an array, but got {type(value).__name__}")
+    raise TypeError(
+        f"a value must be a number, a text, a date or an array, but got {type(value).__name__}"
+    )

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
 import uuid
 from dataclasses import dataclass
@@ -19,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from mlflow.exceptions import MlflowException
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.data.drift import Bins
-from lepton_ray.errors import LeptonRayError, ServingError
+from lepton_ray.errors import ServingError
 from lepton_ray.priority import look_after
 from lepton_ray.serving import drift, keys, manifest, metrics, ports
 from lepton_ray.serving.board import Board
@@ -48,6 +48,8 @@ STOP_S = 10.0
 HEAD = HEAD_NODE_RESOURCE_NAME  # of which the head has 1
 HEAD_SHARE = 0.001
 
+UNREAD_S = 60.0  # in which the files of a canary may come back
+UNREADABLE = "the files of version {} cannot be read, see the log"
 DRIFTS = 8  # columns of a version that are reported, the furthest
 
 
@@ -100,7 +102,8 @@ class Follower:
         self._url = url
         self._key_source = key_source
         self._keys: tuple[Key, ...] = ()
-        self._problem = ""
+        self._key_problem = ""
+        self._look_problem = ""
         self._board = Board()
         self._started_s = time.monotonic()
         self._version = 0
@@ -109,6 +112,7 @@ class Follower:
         self._attempt = ""
         self._tally: Tally = {}
         self._refused: dict[int, str] = {}
+        self._unread: dict[int, float] = {}  # version -> since when its files cannot be read
         self._bins: dict[int, dict[str, Bins]] = {}
         self._seen: Seen = {}
         self._decision = ""
@@ -139,7 +143,7 @@ class Follower:
             dict(self._files),
             self._keys,
             self._board.replicas(now_s),
-            self._problem,
+            "; ".join(self._problems()),
             self._state(),
         )
 
@@ -188,8 +192,12 @@ class Follower:
             await asyncio.sleep(LOOK_S)
             try:
                 await self._look()
-            except (LeptonRayError, MlflowException, OSError) as error:  # it may be back next time
+                self._look_problem = ""
+            except Exception as error:  # a registry and a store raise what they like
+                # It may be back next time. What went wrong names files: it is for the log.
                 logger.warning("cannot follow %s: %s", self._reference, error)
+                kind = type(error).__name__
+                self._look_problem = f"the registry cannot be followed, see the log: {kind}"
 
     async def _look(self) -> None:
         self._read_keys()
@@ -227,17 +235,24 @@ class Follower:
         tried = endpoints.tried_in(model.tags) if alias == "champion" else Tried()
         canary = tried.canary.version if tried.canary else None
         files: dict[int, ray.ObjectRef[Files]] = {}
+        unread: dict[int, float] = {}
         for version in (found, canary, tried.shadow):
             if version is None or version in files:
                 continue
-            held = self._files.get(version)
-            if held is None:
-                folder = registry.resolve(f"{self._name}/{version}").folder()
-                content = read_files(folder)
-                self._bins[version] = drift.read(json.loads(content[manifest.NAME]))
-                held = ray.put(content)
-            files[version] = held
+            try:
+                files[version] = self._files.get(version) or self._read(version)
+            except Exception as error:
+                if version == found:
+                    raise
+                logger.warning("the files of version %s cannot be read: %s", version, error)
+                unread[version] = self._unread.get(version, time.monotonic())
+        self._unread = unread
         return found, tried, files, model.tags
+
+    def _read(self, version: int) -> ray.ObjectRef[Files]:
+        content = read_files(registry.resolve(f"{self._name}/{version}").folder())
+        self._bins[version] = drift.read(json.loads(content[manifest.NAME]))
+        return ray.put(content)
 
     def _tally_before(self, attempt: str) -> Tally:
         """What was counted before this process was there."""
@@ -248,6 +263,9 @@ class Follower:
 
     async def _decide(self, canary: Canary) -> None:
         refused = self._refused.get(canary.version, "")
+        unread_s = time.monotonic() - self._unread.get(canary.version, math.inf)
+        if unread_s > UNREAD_S:
+            refused = UNREADABLE.format(canary.version)
         decision = decide(
             canary,
             self._tally,
@@ -269,10 +287,11 @@ class Follower:
         if self._key_source is None:
             return
         try:
-            self._keys, self._problem = self._key_source.read(), ""
+            self._keys, self._key_problem = self._key_source.read(), ""
         except ServingError as error:  # whom it lets in is not known, so it lets in nobody
             logger.warning("no key is accepted: %s", error)
-            self._keys, self._problem = (), "the key file cannot be read: no key is accepted"
+            self._keys = ()
+            self._key_problem = "the key file cannot be read: no key is accepted"
 
     def _report(self) -> Report:
         return Report(
@@ -285,10 +304,14 @@ class Follower:
             canary=self._attempt,
             tally=self._tally,
             decision=self._decision,
-            problem=self._problem or "; ".join(self._refused.values()),
+            problem="; ".join([*self._problems(), *self._refused.values()]),
             ports=ports.opened(),
             drifts={v: dict(list(d.items())[:DRIFTS]) for v, d in self._drifts().items()},
         )
+
+    def _problems(self) -> list[str]:
+        unread = [UNREADABLE.format(version) for version in self._unread]
+        return [text for text in (self._key_problem, self._look_problem, *unread) if text]
 
     def _drifts(self) -> Drifts:
         return drift.compare(self._bins, self._seen)

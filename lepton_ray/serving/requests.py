@@ -22,6 +22,7 @@ Columns = dict[str, npt.NDArray[np.generic]]
 SHOWN = 80  # characters of a wrong value that an error repeats
 MAX_PROBLEMS = 100  # told at once; a body of millions must not make as many
 FINITE = "the numbers of an image must be finite"
+ENDLESS = "the model has no finite answer to numbers as large as in this row"
 _LISTS: frozenset[type] = frozenset({list})
 _NUMBERS: frozenset[type] = frozenset({int, float, bool})
 MAX_CATEGORY = 1000  # characters of a category never seen: NumPy gives every row the longest's room
@@ -182,7 +183,7 @@ def _category_problem(column: Column, value: Any) -> str:
         return "must be a text"
     if len(value) > MAX_CATEGORY and value not in column.categories:
         return f"must be a text of at most {MAX_CATEGORY} characters"
-    return ""
+    return words.problem(value, len(value))
 
 
 def _date_problem(column: Column, value: Any) -> str:
@@ -273,7 +274,8 @@ def row_schema(schema: Schema) -> dict[str, Any]:
                 item |= {"minimum": column.low, "maximum": column.high}
             for size in reversed(column.shape):
                 item = {"type": "array", "items": item, "minItems": size, "maxItems": size}
-            properties[column.name] = item
+            file = {"type": "string", "contentEncoding": "base64", "description": "PNG or JPEG"}
+            properties[column.name] = {"anyOf": [item, file]}
         elif column.kind == "number":
             seen = (
                 f"seen in training: {column.low:g} to {column.high:g}"

@@ -23,7 +23,7 @@ from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving.answers import form_of
-from lepton_ray.serving.requests import Problem, RowsError, columns_of
+from lepton_ray.serving.requests import ENDLESS, Problem, RowsError, columns_of
 
 Floats = npt.NDArray[np.floating]
 
@@ -156,6 +156,12 @@ class Runtime:
             return self.decision.probabilities(outputs)
         return self._preprocess.restore(outputs, x)
 
+    def answered(self, found: Floats) -> npt.NDArray[np.bool_]:
+        """[n] Whether each row has an answer, by what `predict_columns` gave."""
+        # Minus infinity is the score of an item that is not to be answered.
+        hidden = np.isneginf(found) & (self.schema.task == "ranking")
+        return np.asarray((np.isfinite(found) | hidden).all(axis=1))
+
     def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
         """For how many rows two answers are alike: the same label or best item, or values that
         are near.
@@ -177,13 +183,9 @@ class Runtime:
         Raises:
             RowsError: for rows whose numbers are so large that the answer is none.
         """
-        if not np.isfinite(found).all():
-            # Minus infinity is the score of an item that is not to be answered.
-            hidden = np.isneginf(found) & (self.schema.task == "ranking")
-            wrong = np.flatnonzero(~(np.isfinite(found) | hidden).all(axis=1)).tolist()
-            if wrong:
-                rule = "the model has no finite answer to numbers as large as in this row"
-                raise RowsError([Problem(row, "", rule, "nan") for row in wrong])
+        wrong = np.flatnonzero(~self.answered(found)).tolist()
+        if wrong:
+            raise RowsError([Problem(row, "", ENDLESS, "nan") for row in wrong])
         return self._form.answers(found, self.decision, top_k)
 
 

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving.refusals import RefusedError
-from lepton_ray.serving.requests import Problem, RowsError
+from lepton_ray.serving.requests import SHOWN, Problem, RowsError
 
 Rows = list[dict[str, Any]]
+NAMED = 20  # unknown columns that are told
 
 
 def from_csv(schema: Schema, body: bytes, max_rows: int) -> Rows:
@@ -98,11 +99,13 @@ def _names(schema: Schema, names: list[str]) -> list[str]:
     Raises:
         RowsError: for columns that are unknown or named twice; missing ones are told per row.
     """
-    known = [c.name for c in schema.columns]
+    known = {c.name for c in schema.columns}
     rule = f"no such field; known: {', '.join(sorted(known))}"
-    problems = [Problem(0, n, rule, "a column") for n in names if n not in set(known)][:20]
-    if not problems and len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
+    # A body can have millions; among these are enough that are unknown, or one that is named twice.
+    looked = names[: len(known) + NAMED]
+    problems = [Problem(0, n[:SHOWN], rule, "a column") for n in looked if n not in known][:NAMED]
+    if not problems and len(set(looked)) < len(looked):
+        twice = next(n for n in looked if looked.count(n) > 1)
         problems = [Problem(0, twice, "a column is named once", "twice")]
     if problems or not names:
         raise RowsError(problems or [Problem(0, "", rule, "no columns")])

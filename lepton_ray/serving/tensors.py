@@ -28,6 +28,7 @@ NUMBERS = {
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
 }
 MAX_RANK = 8
+MAX_SIZE = 1 << 40  # values; NumPy multiplies a shape also where one of it is 0
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,10 @@ def _tensor(value: Any, where: str, body: bytes, at: int) -> tuple[Tensor, int]:
     _demand(
         isinstance(shape, list)
         and 0 < len(shape) <= MAX_RANK
-        and all(type(n) is int and 0 <= n < 1 << 40 for n in shape),
-        f"{where}: shape must be 1 to {MAX_RANK} whole numbers, but got {repr(shape)[:80]}",
+        and all(type(n) is int and n >= 0 for n in shape)
+        and math.prod(n for n in shape if n) < MAX_SIZE,
+        f"{where}: shape must be 1 to {MAX_RANK} whole numbers that a body can hold, but got "
+        f"{repr(shape)[:80]}",
     )
     count = math.prod(shape)
     size = _parameters(value, where).get("binary_data_size")

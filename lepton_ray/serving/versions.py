@@ -12,8 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from lepton_ray.config.schema import Rule
 from lepton_ray.priority import give_way
 from lepton_ray.serving.batcher import Batcher, length
@@ -38,12 +36,16 @@ class Copy:
 class Versions:
     """Of one replica. Needs a running event loop.
 
+    Args:
+        patience_s: for an answer of the canary, after which the champion is asked.
+
     Attributes:
         champion: the version that answers whoever does not go to the canary.
     """
 
-    def __init__(self, champion: Batcher) -> None:
+    def __init__(self, champion: Batcher, patience_s: float) -> None:
         self.champion = champion
+        self._patience_s = patience_s
         self._canary: tuple[Canary, Batcher] | None = None
         self._shadow: Runtime | None = None
         self._tally: Tally = {}
@@ -102,7 +104,7 @@ class Versions:
         self, canary: Canary, batcher: Batcher, champion: Batcher, columns: Columns
     ) -> tuple[Runtime, Floats]:
         start = time.perf_counter()
-        found = await _finite(batcher, columns)
+        found = await _finite(batcher, columns, self._patience_s)
         seconds = time.perf_counter() - start
         mine = self.attempt == canary.id  # else it has ended meanwhile
         if found is not None:
@@ -111,7 +113,7 @@ class Versions:
                 self._copy(Copy(columns, found, champion.runtime, canary.version))
             return batcher.runtime, found
         answer = await champion.run(columns)
-        if mine and np.isfinite(answer).all():  # else the rows are what is wrong
+        if mine and champion.runtime.answered(answer).all():  # else the rows are what is wrong
             counts = self._of(batcher.runtime)
             counts.answered(seconds)
             counts.errors += 1
@@ -147,10 +149,10 @@ class Versions:
             start = time.perf_counter()
             try:
                 found = await loop.run_in_executor(self._thread, copy.by.predict_columns, columns)
-                good = bool(np.isfinite(found).all())
+                good = bool(copy.by.answered(found).all())
             except Exception:
                 good = False
-            if attempt != self.attempt or not np.isfinite(copy.found).all():
+            if attempt != self.attempt or not copy.by.answered(copy.found).all():
                 continue
             counts = self._tally.setdefault(copy.counted_of, Counts())
             if copy.by.version == copy.counted_of:  # a shadow, which has no requests of its own
@@ -169,10 +171,11 @@ def _chosen(canary: Canary, batcher: Batcher, caller: str, version: str | None) 
     return goes_to_canary(canary, caller)
 
 
-async def _finite(batcher: Batcher, columns: Columns) -> Floats | None:
-    """Its answer; None where it has none."""
+async def _finite(batcher: Batcher, columns: Columns, patience_s: float) -> Floats | None:
+    """Its answer; None where it has none in time."""
     try:
-        found = await batcher.run(columns)
+        async with asyncio.timeout(patience_s):
+            found = await batcher.run(columns)
     except Exception:
         return None
-    return found if np.isfinite(found).all() else None
+    return found if batcher.runtime.answered(found).all() else None

@@ -99,7 +99,7 @@ def tried_in(tags: Mapping[str, str]) -> Tried:
 
 def start_canary(version: ModelVersion, share: float, settings: config.Canary) -> Canary:
     """Try a version on a share of the champion's callers; one that is tried already gets the share
-    and goes on.
+    and goes on, and a shadow is one no more.
 
     Raises:
         ModelError: without a champion, or for the champion itself, or while another is tried.
@@ -113,7 +113,8 @@ def start_canary(version: ModelVersion, share: float, settings: config.Canary) -
             )
         if champion.version == version.version:
             raise ModelError(f"{version.name}/{version.version} is the champion already")
-        now = tried(version.name).canary
+        there = tried(version.name)
+        now = there.canary
         if now is not None and now.version != version.version:
             raise ModelError(
                 f"{version.name}/{now.version} is tried now: end that with lepton-ray models "
@@ -133,12 +134,24 @@ def start_canary(version: ModelVersion, share: float, settings: config.Canary) -
                 rule=settings.rule,
             )
         store.set_registered_model_tag(version.name, CANARY, json.dumps(made.to_json()))
+        if there.shadow == version.version:  # its answers are compared from now on
+            store.delete_registered_model_tag(version.name, SHADOW)
     return made
 
 
 def set_shadow(name: str, version: int | None) -> None:
-    """Send copies of the traffic to a version, or to none."""
+    """Send copies of the traffic to a version, or to none.
+
+    Raises:
+        ModelError: for the one that is tried as a canary.
+    """
     store = client()
+    canary = tried(name).canary
+    if canary is not None and canary.version == version:
+        raise ModelError(
+            f"{name}/{version} is tried on {canary.share:.0%} of callers, and compared there: end "
+            f"that first with lepton-ray models canary {name}"
+        )
     if version is not None:
         store.set_registered_model_tag(name, SHADOW, str(version))
     elif SHADOW in registry.model(name).tags:

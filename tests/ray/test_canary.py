@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -70,17 +71,26 @@ def break_version(version: ModelVersion) -> None:
     manifest.write(folder, json.loads((folder / manifest.NAME).read_text()))
 
 
+def spoil(version: ModelVersion) -> None:
+    """Now ONNX Runtime cannot load it."""
+    folder = version.folder()
+    (folder / "model.onnx").write_bytes(b"no model")
+    manifest.write(folder, json.loads((folder / manifest.NAME).read_text()))
+
+
 @pytest.fixture(scope="module")
 def url(
     cluster: None, port: int, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Two replicas of version 1; version 2 raises, 3 and 4 are good."""
+    """Two replicas of version 1; version 2 raises, 3 and 4 are good, 5 is no model, 6 is lost."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("registry")
         patch.setenv("MLFLOW_TRACKING_URI", stores.new(root))
-        versions = [add(dataset, root, seed) for seed in (1, 2, 3, 4)]
+        versions = [add(dataset, root, seed) for seed in range(1, 7)]
         registry.promote(versions[0], instead_of=None)
         break_version(versions[1])
+        spoil(versions[4])
+        shutil.rmtree(versions[5].folder())
         replicas = {"min": 2, "max": 2}
         with endpoint.serving("tried@champion", Serve(port=port, replicas=replicas)) as live:
             yield live.url
@@ -177,6 +187,25 @@ def test_a_canary_that_raises_is_rolled_back_and_nobody_sees_it(
     said = capsys.readouterr().out
     assert f"{url}: tried@champion is version 1, 2 replicas" in said
     assert "last      version 2 rolled back: errors 100.0%" in said
+
+
+def test_what_cannot_be_loaded_is_rolled_back_and_the_rest_followed(
+    url: str, callers: Callers
+) -> None:
+    endpoints.set_shadow("tried", 6)
+    wait_for(lambda: "version 6 cannot be read" in httpx.get(f"{url}/health").text)
+    start(5, 0.5)
+    wait_for(lambda: endpoints.tried("tried").canary is None)
+    last = endpoints.tried("tried").last
+    assert last is not None
+    assert (last["version"], last["outcome"]) == (5, "rolled back")
+    assert last["reason"].startswith("it cannot be served: version 5 cannot be loaded")
+    start(3, 1.0)
+    wait_until_tried(url, 3)
+    assert set(callers.ask(10).values()) == {3}
+    assert "version 6 cannot be read" in endpoints.reports("tried")[0].problem
+    endpoints.set_shadow("tried", None)
+    wait_for(lambda: "problem" not in httpx.get(f"{url}/health").json())
 
 
 def test_callers_stay_with_their_version_and_a_killed_controller_goes_on(

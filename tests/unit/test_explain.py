@@ -24,7 +24,7 @@ from lepton_ray.serving import package
 from lepton_ray.serving.explain.answers import METHODS
 from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.keys import Keyring, make
-from lepton_ray.serving.requests import columns_of
+from lepton_ray.serving.requests import RowsError, columns_of
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.terminal import Silent
 from lepton_ray.training.importance import measure
@@ -187,6 +187,21 @@ def test_a_model_without_gradients_by_word_is_explained_by_shap(
     with pytest.raises(InputError, match="no gradients by word: ask for kernel_shap"):
         explainer.explain(row, "integrated_gradients")
     assert explainer.explain(row)[0] == found, "the same question has the same answer"
+    for method in ("kernel_shap", "lime"):
+        (word,) = explainer.explain(row_of(explainer, text="grim"), method)
+        assert word.completeness.holds, "one word has all of the weight"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_has_no_answer_has_no_explanation(
+    of_people: tuple[Explainer, Runtime, Dataset], method: str
+) -> None:
+    explainer, _, _ = of_people
+    rows = columns_of(explainer.schema, [PERSON, PERSON | {"age": 1e300}])
+    with pytest.raises(RowsError, match="row 1.* no finite answer"):
+        explainer.explain(rows, method)
+    with pytest.raises(RowsError, match="valid Unicode"):  # which no answer could repeat
+        row_of(explainer, **PERSON | {"city": "\ud800"})
 
 
 def test_an_explanation_over_http(of_digits: tuple[Explainer, Runtime], digits: Dataset) -> None:

@@ -9,10 +9,25 @@ import psutil
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
+from lepton_ray.serving import guard, keys
+from lepton_ray.serving.keys import Keyring
+from lepton_ray.serving.runtime import Runtime
 from tests import apps
 
-EXAMPLES = 10  # of each route
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+EXAMPLES = 30  # of each route
 BODIES = 200
 GROWTH_MB = 60  # an allocator keeps some; a leak of these bodies would be many times as much
 
@@ -23,7 +38,7 @@ def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return apps.app(make(tmp_path_factory.mktemp(request.param)), body_mb=1)
 
 
-def test_whatever_the_description_allows_is_no_server_error(app: apps.App) -> None:
+def test_whatever_the_description_allows_is_answered_as_it_says(app: apps.App) -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", app.asgi)
     asked = []
     for result in schema.get_all_operations():
@@ -39,7 +54,7 @@ def test_whatever_the_description_allows_is_no_server_error(app: apps.App) -> No
         )
         def ask(case: schemathesis.Case) -> None:
             response = case.call()
-            assert response.status_code < 500, (case.path, response.text)
+            case.validate_response(response, checks=CHECKS)
             asked.append((case.path, response.status_code))
 
         ask()
@@ -74,3 +89,16 @@ def test_hostile_bodies_over_and_over_keep_nothing(app: apps.App) -> None:
     before = process.memory_info().rss
     send(BODIES)
     assert process.memory_info().rss - before < GROWTH_MB * 1e6
+
+
+def test_the_description_says_what_needs_a_key(people: Runtime) -> None:
+    key, entry = keys.make("a", ("predict",), None)
+    guarded = apps.app(people, Keyring((entry,)))
+    said = guarded.get("/openapi.json", headers={"authorization": f"Bearer {key}"}).json()
+    for path, operations in said["paths"].items():
+        for operation in operations.values():
+            needed = guard.scope_for(path) is not None
+            assert ("security" in operation, "401" in operation["responses"]) == (needed, needed)
+    assert said["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    plain = apps.app(people).get("/openapi.json").json()
+    assert "securitySchemes" not in plain["components"]

@@ -13,6 +13,7 @@ from torch import nn
 from lepton_ray import data
 from lepton_ray.cli import main
 from lepton_ray.config import validate
+from lepton_ray.config.schema import Canary
 from lepton_ray.errors import GateError, InputError, ModelError
 from lepton_ray.pipeline import promotion
 from lepton_ray.terminal import Silent
@@ -172,11 +173,26 @@ def test_a_canary_goes_through_the_gate_and_is_changed_and_ended(
     promotion.canary("iris/2=0.5", lines)
     again = endpoints.tried("iris").canary
     assert again == dataclasses.replace(first, share=0.5), "its time and its callers are kept"
+    with pytest.raises(InputError, match="a share is of a version: iris/8=20%"):
+        promotion.canary("iris=20%", lines)
+    with pytest.raises(ModelError, match="iris/2 is tried on 50% of callers"):
+        promotion.shadow("iris/2", lines)
+    assert endpoints.tried("iris").canary == again
     promotion.shadow("iris/3", lines)
     assert main(["status", "iris"]) == 0
     said = capsys.readouterr().out
     assert "canary    version 2 on 50% of callers, instead of 1" in said
     assert "shadow    version 3" in said
+
+    promotion.canary("iris", lines)
+    promotion.shadow("iris/2", lines)
+    endpoints.start_canary(registry.resolve("iris/2"), 0.1, Canary())
+    assert endpoints.tried("iris").shadow is None, "it is compared as a canary now"
+    registry.promote(registry.resolve("iris/3"), instead_of=1)
+    before = len(lines.said)
+    promotion.canary("iris/2=20%", lines)
+    assert "gate   passed" in lines.said[before], "it was tried beside another champion"
+    registry.promote(registry.resolve("iris/1"), instead_of=3)
 
     promotion.canary("iris", lines)
     promotion.shadow("iris", lines)

@@ -148,6 +148,7 @@ def test_binary_tensors_by_hand(app: apps.App) -> None:
         ([{**AGE, "shape": [0], "data": []}, {**CITY, "shape": [0], "data": []}], "at least one"),
         ([{**AGE, "shape": [2, 0], "data": []}, CITY], "must be a finite number"),
         ([{**AGE, "shape": [20000, 0], "data": []}], "at most 10000 rows"),
+        ([{**AGE, "shape": [0, 1 << 39, 1 << 39], "data": []}], "numbers that a body can hold"),
         ([{**AGE, "parameters": 3}, CITY], "parameters must be an object"),
         ([{**AGE, "parameters": {"binary_data_size": 16}}, CITY], "not both"),
         ([7], "inputs[0] must be an object"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,24 @@ def test_dates_in_a_form_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "2024-01-31", "20240131", "2024-01-31 10:00", "2024-01-31T10:00:00.123Z",
+        "2024-01-31T10:00:00.1234567", "1500-01-01", "9999-12-31", "9999-12-31T23:59:59-23:59",
+        "0001-01-01T00:00:00+23:59", "2024-W05-3", "2024-01-31T10:00:00,5", "2024-01-31x10:00",
+        "2024-01-31T10:00:00+01:00:30", "2024-02-30", "31.01.2024", "",
+    ],
+)  # fmt: skip
+def test_a_date_is_taken_if_it_can_be_read(text: str) -> None:
+    (found,) = dates.seconds([text], dates.ISO)
+    assert np.isfinite(found) == (dates.problem(text, dates.ISO) == "")
+    with contextlib.suppress(ValueError):
+        moment = datetime.datetime.fromisoformat(text).replace(microsecond=0)
+        if np.isfinite(found) and moment.tzinfo is None:
+            assert int(found) == (moment - datetime.datetime(1970, 1, 1)).total_seconds()
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"types": {"city": "colour"}}, "the type of 'city' must be number, category, date"),
@@ -251,7 +271,8 @@ def test_a_version_takes_gaps_and_dates_as_it_was_trained(tmp_path: Path) -> Non
     assert answers[0] != answers[3]
     columns = columns_of(runtime.schema, [row, row | {"city": None}])
     assert columns["city"].tolist() == ["Rom", ""]
-    for wrong in ("May 2020", 20200501):
+    assert 0 < runtime.predict([row | {"joined": "9999-12-31"}])[0].probabilities["yes"] < 1
+    for wrong in ("May 2020", 20200501, "2020-W18-5"):
         with pytest.raises(RowsError, match="'joined': must be a date such as 2024-01-31"):
             columns_of(runtime.schema, [row | {"joined": wrong}])
 

@@ -23,6 +23,7 @@ from lepton_ray.serving.explain import BASELINE, heatmap, sample
 from lepton_ray.serving.explain.answers import Completeness, Explanation, Part, check
 from lepton_ray.serving.explain.methods import explain
 from lepton_ray.serving.explain.sample import Sample
+from lepton_ray.serving.requests import ENDLESS, Problem, RowsError
 from lepton_ray.serving.runtime import read_decision
 
 PATCHES = 8  # along each side of an image, for methods without gradients
@@ -80,13 +81,17 @@ class Explainer:
 
         Raises:
             InputError: for an unknown class or method, or one that the model does not allow.
+            RowsError: for a row that has no finite answer.
         """
         check(self.schema, method, target)
         x = torch.from_numpy(self._preprocess.apply(columns))
         rows = []
         for number in range(len(x)):
             row = {name: values[number] for name, values in columns.items()}
-            rows.append(self._row(x[number], row, method, target))
+            try:
+                rows.append(self._row(x[number], row, method, target))
+            except OverflowError:
+                raise RowsError([Problem(number, "", ENDLESS, "nan")]) from None
         return rows
 
     def _row(

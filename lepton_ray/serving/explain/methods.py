@@ -57,6 +57,7 @@ def explain(sample: Sample, method: str, answer: Outputs, target: int) -> Weight
 
     Raises:
         ValueError: for integrated gradients of a sample without gradients.
+        OverflowError: when the answer to it, or to the baseline, is not finite.
     """
     if not sample.parts:  # a text without words
         full, empty = _ends(lambda z: answer(sample.rough(z))[:, target], sample)
@@ -130,6 +131,10 @@ def _by_groups(sample: Sample, answer: Outputs, target: int, kind: Any, **option
         asked += len(z)
         return answer(sample.rough(z[:, sample.groups]))[:, target]
 
+    full, empty = _ends(lambda z: answer(sample.rough(z))[:, target], sample)
+    if groups == 1:  # of which the regressions find no weight
+        spread = ((full - empty) / sizes)[sample.groups]
+        return Weights(values=spread, full=full, empty=empty, evaluations=2)
     there, none = torch.ones(1, groups), torch.zeros(1, groups)
     with torch.random.fork_rng(devices=[]):  # the same question has the same answer
         torch.manual_seed(0)
@@ -137,11 +142,17 @@ def _by_groups(sample: Sample, answer: Outputs, target: int, kind: Any, **option
             there, baselines=none, perturbations_per_eval=AT_A_TIME, **options
         )
     spread = (values[0].float() / sizes)[sample.groups]
-    full, empty = _ends(lambda z: answer(sample.rough(z))[:, target], sample)
     return Weights(values=spread, full=full, empty=empty, evaluations=asked)
 
 
 def _ends(function: Callable[[Tensor], Tensor], sample: Sample) -> tuple[float, float]:
+    """
+    Raises:
+        OverflowError: when one of them is not finite.
+    """
     with torch.no_grad():
-        full, empty = function(torch.stack([torch.ones(sample.parts), torch.zeros(sample.parts)]))
-    return float(full), float(empty)
+        both = function(torch.stack([torch.ones(sample.parts), torch.zeros(sample.parts)]))
+    if not both.isfinite().all():
+        raise OverflowError("the answer is not finite")
+    full, empty = both.tolist()
+    return full, empty
