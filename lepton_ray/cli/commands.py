@@ -32,15 +32,20 @@ class Commands:
         """A command on an experiment file, with ``--set``."""
         command = self.add(name, call, text)
         command.add_argument("file", metavar="FILE", help="the experiment")
-        command.add_argument(
-            "--set",
-            dest="settings",
-            metavar="PATH=VALUE",
-            action="append",
-            default=[],
-            help="change a setting, as in train.epochs=3 (may be repeated)",
-        )
+        add_settings(command, "train.epochs=3")
         return command
+
+
+def add_settings(command: argparse.ArgumentParser, example: str) -> None:
+    """The argument of every command that takes an experiment, by its file or by its model."""
+    command.add_argument(
+        "--set",
+        dest="settings",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help=f"change a setting, as in {example} (may be repeated)",
+    )
 
 
 def add_address(command: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lepton_ray.cli.commands import Commands, add_address
+from lepton_ray.cli.commands import Commands, add_address, add_settings
 from lepton_ray.cli.terminal import Terminal
 from lepton_ray.errors import InputError
 
@@ -16,6 +16,7 @@ def declare(commands: Commands) -> None:
     serve = commands.add("serve", _serve, "serve a model over HTTP until Ctrl-C")
     serve.add_argument("model", metavar="MODEL", help="NAME@ALIAS or NAME/VERSION")
     serve.add_argument("--port", type=int, help="default: serve.port of the model's experiment")
+    add_settings(serve, "serve.keys=lepton_keys.json")
     serve.add_argument("--canary", metavar="MODEL[=SHARE]", help="try a version: digits/8=10%%")
     serve.add_argument("--shadow", metavar="MODEL", help="send a version copies of the traffic")
     serve.add_argument("--detach", action="store_true", help="leave it up on the cluster")
@@ -49,6 +50,7 @@ def _serve(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
     return models.serve_model(
         options.model,
         port=options.port,
+        settings=options.settings,
         address=options.address,
         canary=options.canary,
         shadow=options.shadow,

@@ -111,6 +111,9 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
             from_study=getattr(options, "from_study", None),
         ).go()
     terminal.say(f"done   in {result['seconds']:.0f} s")
+    if options.command == "train":
+        version = f"{result['register']['name']}/{result['register']['version']}"
+        terminal.say(f"next   lepton-ray serve {version}, or lepton-ray models promote {version}")
     return result
 
 

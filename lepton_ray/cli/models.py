@@ -103,20 +103,22 @@ def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
         if not least <= len(given) <= most:
             raise InputError(f"models {options.action} needs a MODEL, as in {example}")
 
-    from lepton_ray.pipeline import promotion
+    from lepton_ray.pipeline import switching
     from lepton_ray.tracking import registry
 
     if options.action == "list":
         return _list_models(registry.versions(given[0] if given else None), terminal)
-    if options.action == "promote":
-        return promotion.promote(given[0], terminal)
     if options.action == "rollback":
-        return promotion.rollback(given[0], terminal)
-    if options.action == "canary":
-        return promotion.canary(given[0], terminal)
+        return switching.rollback(given[0], terminal)
     if options.action == "shadow":
-        return promotion.shadow(given[0], terminal)
-    if options.action == "compare":
+        return switching.shadow(given[0], terminal)
+    if options.action in ("promote", "canary", "compare"):
+        from lepton_ray.pipeline import promotion  # and torch, which takes 3 s
+
+        if options.action == "promote":
+            return promotion.promote(given[0], terminal)
+        if options.action == "canary":
+            return promotion.canary(given[0], terminal)
         return promotion.compare(given, terminal)
     version = registry.resolve(given[0])
     from lepton_ray.pipeline import carried
@@ -133,7 +135,8 @@ def _models(options: argparse.Namespace, terminal: Terminal) -> dict[str, Any]:
 def _list_models(found: list[Any], terminal: Terminal) -> dict[str, Any]:
     for v in found:
         metric = "accuracy" if "test_accuracy" in v.tags else "mae"
-        measured = f"{metric} {v.tags.get(f'test_{metric}', '-')[:6]}"
+        value = v.tags.get(f"test_{metric}")
+        measured = f"{metric} {float(value):.4f}" if value else f"{metric} -"
         terminal.say(
             f"{v.name + '/' + str(v.version):30} {','.join(v.aliases):12} {measured:16} weights "
             f"{v.tags.get('lepton_ray.weights_sha256', '-')[:12]}"

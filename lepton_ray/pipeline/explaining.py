@@ -63,7 +63,7 @@ def explain(
         raise InputError(f"{output!r} cannot be written: {error.strerror}") from error
     missed = sum(not explanation.completeness.holds for _, explanation in done)
     terminal.say(
-        f"{len(done)} explanations written to {output}"
+        f"{len(done)} explanation{'s' * (len(done) != 1)} written to {output}"
         + (f"; the weights of {missed} do not add up to within 5% of the answer" if missed else "")
     )
     return {"rows": len(done), "output": output, "incomplete": missed}

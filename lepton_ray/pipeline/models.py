@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lepton_ray.config import load
 from lepton_ray.errors import InputError
 from lepton_ray.jobs import session
+from lepton_ray.pipeline import switching
 from lepton_ray.serving import endpoint
 from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import registry
@@ -16,6 +18,7 @@ def serve_model(
     reference: str,
     *,
     port: int | None,
+    settings: Sequence[str] = (),
     address: str | None,
     canary: str | None = None,
     shadow: str | None = None,
@@ -25,18 +28,23 @@ def serve_model(
     """Serve a registered version until Ctrl-C, as its own experiment says.
 
     Args:
-        canary, shadow: see `promotion.canary` and `promotion.shadow`.
+        settings: ``--set`` texts over the ``serve`` section of the experiment.
+        canary, shadow: see `promotion.canary` and `switching.shadow`.
         detach: leave it up on a cluster, and return.
 
     Raises:
-        InputError: for a canary or shadow of another model or of an endpoint that does not follow
-            the champion, and to leave an endpoint on a Ray that ends with this command.
+        InputError: for a setting of another section, for a canary or shadow of another model or of
+            an endpoint that does not follow the champion, and to leave an endpoint on a Ray that
+            ends with this command.
         ServingError: when the model is served on the cluster already.
     """
     version = registry.resolve(reference)
-    settings = load(version.folder() / "experiment.yaml").serve
-    if port is not None:
-        settings = settings.model_copy(update={"port": port})
+    for setting in settings:
+        if not setting.startswith("serve."):
+            text = "serve changes its own settings only, as serve.keys, but got"
+            raise InputError(f"{text} --set {setting}: the model is as it was trained")
+    own = [*settings, *([] if port is None else [f"serve.port={port}"])]
+    config = load(version.folder() / "experiment.yaml", own).serve
     embedded = session.is_embedded(address)
     if detach and embedded:
         raise InputError("--detach leaves an endpoint on a cluster: name it with --address")
@@ -46,21 +54,19 @@ def serve_model(
         if tried and registry.name_of(tried) != version.name:
             raise InputError(f"--{option} takes a version of {version.name}, but got {tried!r}")
     if embedded:
-        endpoint.check_port(settings.host, settings.port)
+        endpoint.check_port(config.host, config.port)
     with session.session(address):
-        session.check_gpus(settings, session.possible(session.resources()))
+        session.check_gpus(config, session.possible(session.resources()))
         endpoint.check_free(reference)
-        if canary or shadow:
+        if canary:
             from lepton_ray.pipeline import promotion  # and torch, which takes 2 s
 
-            if canary:
-                promotion.canary(canary, terminal)
-            if shadow:
-                promotion.shadow(shadow, terminal)
-        with endpoint.serving(reference, settings, stay=detach) as live:
-            terminal.say(
-                f"serve  {version.name}/{version.version} on {live.url}; docs at {live.url}/docs"
-            )
+            promotion.canary(canary, terminal)
+        if shadow:
+            switching.shadow(shadow, terminal)
+        with endpoint.serving(reference, config, stay=detach) as live:
+            now = f"{reference}, version {version.version}," if "@" in reference else reference
+            terminal.say(f"serve  {now} on {live.url}; docs at {live.url}/docs")
             if not detach:
                 live.keep(terminal.say)
     return {"url": live.url, "name": version.name, "version": version.version}

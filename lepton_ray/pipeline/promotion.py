@@ -1,4 +1,4 @@
-"""Which version is the champion: promoted through the gate, tried, compared, rolled back."""
+"""Which version is the champion: promoted through the gate, tried, compared."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lepton_ray.config import load
 from lepton_ray.config.schema import Canary, Experiment
 from lepton_ray.data.dataset import Dataset
 from lepton_ray.errors import GateError, InputError, ModelError
+from lepton_ray.pipeline import switching
 from lepton_ray.pipeline.checks import measure_served, score
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.terminal import Terminal
 from lepton_ray.tracking import endpoints, gate, registry
-from lepton_ray.tracking.canary import Decision
 from lepton_ray.tracking.gate import Check
 from lepton_ray.tracking.registry import ModelVersion
 from lepton_ray.training import baselines
@@ -135,7 +135,7 @@ def canary(reference: str, terminal: Terminal) -> dict[str, Any]:
                 f"a share is of a version: {reference}/8={share}; {reference} alone ends what is "
                 "tried"
             )
-        return _end_canary(reference, terminal)
+        return switching.end_canary(reference, terminal)
     version = registry.resolve(reference)
     now = endpoints.tried(version.name).canary
     champion = registry.find_champion(version.name)
@@ -152,18 +152,6 @@ def canary(reference: str, terminal: Terminal) -> dict[str, Any]:
     return {"name": version.name, "version": version.version, **done}
 
 
-def shadow(reference: str, terminal: Terminal) -> dict[str, Any]:
-    """Send copies of the champion's traffic to ``NAME/9``; ``NAME`` ends that."""
-    if "/" not in reference and "@" not in reference:
-        endpoints.set_shadow(reference, None)
-        terminal.say(f"no version of {reference} gets copies of the traffic")
-        return {"name": reference, "version": None}
-    version = registry.resolve(reference)
-    endpoints.set_shadow(version.name, version.version)
-    terminal.say(f"{version.name}/{version.version} gets copies of the traffic")
-    return {"name": version.name, "version": version.version}
-
-
 def _passed_before(version: ModelVersion) -> bool:
     """It is tried beside this champion already."""
     now = endpoints.tried(version.name).canary
@@ -173,15 +161,6 @@ def _passed_before(version: ModelVersion) -> bool:
         and champion is not None
         and (now.version, now.instead_of) == (version.version, champion.version)
     )
-
-
-def _end_canary(name: str, terminal: Terminal) -> dict[str, Any]:
-    now = endpoints.tried(name).canary
-    if now is None:
-        raise ModelError(f"no version of {name!r} is tried: see lepton-ray status {name}")
-    endpoints.end_canary(name, now, Decision("rollback", "it was ended by hand"))
-    terminal.say(f"{name}/{now.version} is not tried any more")
-    return {"name": name, "version": now.version}
 
 
 def _share(text: str) -> float:
@@ -210,13 +189,6 @@ def _measured(
         **baselines.measure(dataset, experiment.train.seed),
     }
     return experiment, version, test, dataset
-
-
-def rollback(name: str, terminal: Terminal) -> dict[str, Any]:
-    """Make the champion before the present one champion again; no gate, since it passed one."""
-    version = registry.rollback(name)
-    terminal.say(f"{name}@champion is version {version.version} again")
-    return {"name": name, "version": version.version}
 
 
 def compare(references: list[str], terminal: Terminal) -> dict[str, Any]:
@@ -287,7 +259,8 @@ def _passed(checks: list[Check]) -> str:
 def _missed(version: ModelVersion, value: str, checks: list[Check]) -> str:
     return "\n".join(
         [
-            f"{version.name}/{version.version} has {value} on the test split and was not promoted:",
+            f"{version.name}/{version.version} has {value} on the test split and does not pass the "
+            "gate:",
             *(f"  {c.rule}: missed by {c.missed_by:.4f}" for c in checks if not c.passed),
         ]
     )

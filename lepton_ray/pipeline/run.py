@@ -117,9 +117,10 @@ class Run:
             if "serve" in stages:
                 session.check_gpus(experiment.serve, session.possible(session.resources()))
                 endpoint.check_free(f"{experiment.name}@champion", share=True)
-            plan, self._dataset = make_plan(
-                experiment, address=self._address, terminal=self._terminal
-            )
+            planned = experiment
+            if "tune" not in stages:
+                planned = experiment.model_copy(update={"tune": None})
+            plan, self._dataset = make_plan(planned, address=self._address, terminal=self._terminal)
             say(plan.table())
             self._tracker = Tracker(experiment.name, local_root(experiment.storage) / "artifacts")
             if not self._resume and not self._add_trials:

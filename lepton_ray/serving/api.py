@@ -15,11 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.responses import Response as HttpResponse
 from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from lepton_ray import __version__
 from lepton_ray.config.schema import Limits
-from lepton_ray.errors import InputError
+from lepton_ray.errors import InputError, nearest
 from lepton_ray.serving import answers, bodies, metrics, openapi, tables, tensors
 from lepton_ray.serving.bodies import Bodies
 from lepton_ray.serving.direct import Direct
@@ -114,11 +115,13 @@ def build(
         yield
         routes.bodies.close()
 
-    api = FastAPI(title=name, description="Served by lepton_ray.", lifespan=lifespan)
+    # Its pages of routes need no internet, as FastAPI's own do.
+    api = FastAPIOffline(title=name, description="Served by lepton_ray.", lifespan=lifespan)
     for error in (RefusedError, RowsError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(error, _refuse)
     keyed = keyring is not None
     secure = [Depends(HTTPBearer(auto_error=False, description="A key."))] if keyed else []
+    strict = [*secure, Depends(_known_parameters)]
     refusals = partial(openapi.refusals, keys=keyed)
     asked = refusals(body=True)
     api.post(
@@ -126,7 +129,7 @@ def build(
         response_model=answers.form_of(schema).response,
         responses=asked,
         openapi_extra=openapi.rows(schema),
-        dependencies=secure,
+        dependencies=strict,
     )(routes.predict)
     if explain:
         api.post(
@@ -135,7 +138,7 @@ def build(
             response_model_exclude_none=True,
             responses=asked,
             openapi_extra=openapi.rows(schema),
-            dependencies=secure,
+            dependencies=strict,
         )(routes.explain)
     api.get("/", include_in_schema=False)(routes.page)
     api.get("/page.json", include_in_schema=False)(routes.page_model)
@@ -338,6 +341,17 @@ class _Routes:
             if model == runtime.name and version in (None, str(runtime.version)):
                 return runtime
         raise _unknown(model, version, answering[0])
+
+
+def _known_parameters(request: Request) -> None:
+    """
+    Raises:
+        RefusedError: 422 for a parameter that the route has not, which would change nothing.
+    """
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise RefusedError(422, f"no parameter {name[:80]!r}, {nearest(name[:80], known)}")
 
 
 async def _refuse(request: Request, error: Exception) -> HttpResponse:

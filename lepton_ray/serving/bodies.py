@@ -22,6 +22,7 @@ from lepton_ray.serving.sandbox import Sandbox
 
 MIB = 1 << 20
 JSON = "application/json"
+FORM = 'the body must be {"rows": [{...}, ...]} with at least one row'
 CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -194,10 +195,19 @@ def _from_json(schema: Schema, body: bytes, max_rows: int, max_bytes: int) -> li
     value = _parsed(body)
     rows = value.get("rows") if isinstance(value, dict) else None
     if not isinstance(rows, list) or not rows or set(value) != {"rows"}:
-        raise RefusedError(422, 'the body must be {"rows": [{...}, ...]} with at least one row')
+        raise RefusedError(422, f"{FORM}{_but(value)}")
     if len(rows) > max_rows:
         raise tables.too_many_rows(max_rows)
     return decoded(schema, rows, max_bytes)
+
+
+def _but(value: Any) -> str:
+    """What is wrong with it, where that can be told."""
+    if not isinstance(value, dict):
+        return f", but is a {type(value).__name__}"
+    if others := sorted(value.keys() - {"rows"}):
+        return f" and nothing else, but has {', '.join(map(repr, others[:5]))[:80]}"
+    return ""
 
 
 def _parsed(body: bytes) -> Any:

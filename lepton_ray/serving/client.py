@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import email.utils
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from lepton_ray.errors import EndpointError, RefusedRequestError, UnavailableError
+from lepton_ray.errors import EndpointError, InputError, RefusedRequestError, UnavailableError
+from lepton_ray.serving.given import as_rows
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+    from lepton_ray.serving.given import Rows
 
 FIRST_WAIT_S = 0.2  # before the second try; twice as long before each further one
 LONGEST_WAIT_S = 20.0
@@ -27,12 +28,15 @@ class Client:
     """One endpoint. Threads may share it; close it, or use it as a context manager.
 
     Args:
-        url: as ``http://127.0.0.1:8000``.
+        url: of the endpoint, and none of its routes: ``http://127.0.0.1:8000``.
         key: what ``lepton-ray keys create`` printed, where the endpoint needs one.
         timeout_s: of one try.
         tries: at most, when the endpoint is busy (429, 503), lost a replica (502, 504) or
             cannot be reached.
         transport: of httpx, in place of the network.
+
+    Raises:
+        InputError: for a URL without http:// or https://.
     """
 
     def __init__(
@@ -44,6 +48,8 @@ class Client:
         tries: int = 6,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"a URL begins with http:// or https://, but got {url!r}")
         self.url = url.rstrip("/")
         self._tries = tries
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -63,15 +69,14 @@ class Client:
 
     def predict(
         self,
-        rows: Sequence[Mapping[str, Any]] | pd.DataFrame | np.ndarray[Any, Any],
+        rows: Rows,
         *,
         top_k: int | None = None,
     ) -> dict[str, Any]:
         """The answer to each row, in order.
 
         Args:
-            rows: mappings of column name to value; or a data frame; or an array, of images [n,
-                height, width(, channels)], or [n, columns] of numbers in the model's order.
+            rows: see `given.as_rows`; an image may also be the bytes of a file.
             top_k: only the likeliest classes; default all.
 
         Returns:
@@ -79,6 +84,7 @@ class Client:
             ``labels``) and ``probabilities``, or ``value``.
 
         Raises:
+            InputError: for what are no rows.
             RefusedRequestError: for what another try would not change; names the rule.
             UnavailableError: when the endpoint is busy or away for longer than all tries.
         """
@@ -86,7 +92,7 @@ class Client:
 
     def explain(
         self,
-        rows: Sequence[Mapping[str, Any]] | pd.DataFrame | np.ndarray[Any, Any],
+        rows: Rows,
         *,
         method: str | None = None,
         target: str | None = None,
@@ -99,7 +105,7 @@ class Client:
             target: a class; default the likeliest of each row.
 
         Raises:
-            RefusedRequestError, UnavailableError: see `predict`.
+            InputError, RefusedRequestError, UnavailableError: see `predict`.
         """
         query = {k: v for k, v in (("method", method), ("target", target)) if v is not None}
         return self._post("/explain", rows, query)
@@ -114,29 +120,15 @@ class Client:
         return answer
 
     def _post(self, path: str, rows: Any, query: dict[str, Any]) -> dict[str, Any]:
-        sent = json.dumps({"rows": self._rows(rows)}, default=_plain)
+        sent = json.dumps({"rows": as_rows(rows, self._columns)}, default=_plain)
         headers = {"content-type": "application/json"}
         answer: dict[str, Any] = self._ask(
             lambda: self._http.post(path, content=sent, params=query, headers=headers)
         )
         return answer
 
-    def _rows(self, rows: Any) -> list[Any]:
-        if hasattr(rows, "to_dict"):  # a data frame; pandas need not be there to find out
-            found: list[Any] = rows.to_dict("records")
-            return found
-        if not hasattr(rows, "ndim"):
-            return list(rows)
-        names = [tensor["name"] for tensor in self._model()["inputs"]]
-        if rows.ndim > 2 and len(names) == 1:
-            return [{names[0]: image} for image in rows]
-        if rows.ndim == 2 and rows.shape[1] == len(names):
-            return [dict(zip(names, row, strict=True)) for row in rows.tolist()]
-        raise RefusedRequestError(
-            f"an array must be [n, {len(names)}] of {', '.join(names)}, or images, but has shape "
-            f"{rows.shape}",
-            status=422,
-        )
+    def _columns(self) -> list[str]:
+        return [tensor["name"] for tensor in self._model()["inputs"]]
 
     def _model(self) -> dict[str, Any]:
         name = self.health()["model"]
@@ -202,14 +194,15 @@ def _json(url: str, response: httpx.Response) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has not: NumPy's numbers and arrays as Python's, dates as texts, pandas' gaps as
-    none."""
+    """What JSON has not: NumPy's numbers and arrays as Python's, dates as texts, files in base64,
+    pandas' gaps as none."""
     if repr(value) in ("NaT", "<NA>"):
         return None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, datetime.date):  # pandas' timestamps are that too
         return value.isoformat()
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(
-        f"a value must be a number, a text, a date or an array, but got {type(value).__name__}"
-    )
+    text = "a value must be a number, a text, a date, a file or an array"
+    raise TypeError(f"{text}, but got {type(value).__name__}")

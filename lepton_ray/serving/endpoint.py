@@ -6,7 +6,6 @@ import contextlib
 import json
 import shlex
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from lepton_ray.serving.follower import About, KeySource
 from lepton_ray.serving.guard import needs_keys
 from lepton_ray.tracking import endpoints, registry
 
+LOOK_S = 2.0  # between two looks for what answers
 STARTING_S = 60.0  # after its follower, an endpoint has its application
 ALL_S = 3.0  # of the same answer, in which each replica had a turn and has asked its follower
 FOLLOWED_S = 60.0  # in which an endpoint has changed to another version, with much to spare
@@ -35,6 +35,9 @@ FOLLOWED_S = 60.0  # in which an endpoint has changed to another version, with m
 
 @dataclass(frozen=True)
 class Live:
+    reference: str
+    version: int
+    """That the reference named when it started."""
     url: str
     key: str | None
     """For this process to check the endpoint; it ends with it. None where none is needed."""
@@ -44,10 +47,16 @@ class Live:
         return Client(self.url, self.key)
 
     def keep(self, say: Callable[[str], None]) -> None:
-        """Until Ctrl-C."""
+        """Until Ctrl-C; tells what answers whenever that changes."""
         say("keep   serving; stop with Ctrl-C")
+        told = f"version {self.version}"
         with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            while True:
+                found = follower.find(registry.name_of(self.reference))
+                if found is not None and (now := found[1].answers) != told:
+                    say(f"serve  {self.reference} is {now}")
+                    told = now
+                time.sleep(LOOK_S)
 
 
 def check_port(host: str, port: int) -> None:
@@ -129,7 +138,7 @@ def serving(
             )
         except RuntimeError as error:
             raise EndpointError(f"{reference} did not start: {error}") from error
-        yield Live(url, key)
+        yield Live(reference, version.version, url, key)
         ended = not stay
     except BaseException:
         ended = True
@@ -198,8 +207,9 @@ def _shared(following: Any, about: About) -> Iterator[Live]:
         key, entry = keys.make("lepton-ray itself", ("predict",), None)
         ray.get(following.admit.remote(entry))
     try:
-        _wait_for(registry.resolve(about.reference).version, about.url, key)
-        yield Live(about.url, key)
+        version = registry.resolve(about.reference).version
+        _wait_for(version, about.url, key)
+        yield Live(about.reference, version, about.url, key)
     finally:
         if entry is not None:
             with contextlib.suppress(RayError):  # a follower that ends forgets it by itself

@@ -79,6 +79,8 @@ class About:
     guarded: bool
     """Whether requests need a key."""
     age_s: float
+    answers: str
+    """With which versions, and what is wrong, in words."""
 
 
 class Follower:
@@ -151,7 +153,7 @@ class Follower:
         """What it follows, for whoever would start another."""
         guarded = self._key_source is not None
         age_s = time.monotonic() - self._started_s
-        return About(self._endpoint, self._reference, self._url, guarded, age_s)
+        return About(self._endpoint, self._reference, self._url, guarded, age_s, self._answers())
 
     async def admit(self, key: Key) -> None:
         """Accept one key more, until it is dismissed or this process ends."""
@@ -312,6 +314,15 @@ class Follower:
     def _problems(self) -> list[str]:
         unread = [UNREADABLE.format(version) for version in self._unread]
         return [text for text in (self._key_problem, self._look_problem, *unread) if text]
+
+    def _answers(self) -> str:
+        canary, shadow = self._tried.canary, self._tried.shadow
+        said = [f"version {self._version}"]
+        if canary is not None:
+            said.append(f"version {canary.version} for {canary.share:.0%} of callers")
+        if shadow is not None:
+            said.append(f"copies to version {shadow}")
+        return "; ".join([", ".join(said), *self._problems(), *self._refused.values()])
 
     def _drifts(self) -> Drifts:
         return drift.compare(self._bins, self._seen)

@@ -68,7 +68,9 @@ def columns_of(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> Columns:
         if len(problems) >= MAX_PROBLEMS:
             break
         if not isinstance(row, Mapping):
-            problems.append(Problem(position, "", "a row is an object", _shown(row)))
+            fields = ", ".join(values)
+            rule = f"a row is an object with the fields {fields[:SHOWN]}"
+            problems.append(Problem(position, "", rule, _shown(row)))
             continue
         if row.keys() != known:
             for name in sorted(row.keys() - known, key=str)[:MAX_PROBLEMS]:
@@ -121,20 +123,36 @@ def _image(column: Column, value: Any) -> npt.NDArray[np.float32] | str:
         elif _all_numbers(value, len(column.shape)):
             array = np.asarray(value, np.float64)
         else:  # a text would be read as a number, or give all the others its own length
-            return rule
+            return rule + _no_number(column, value)
     except (TypeError, ValueError, OverflowError):
         return rule
     if array.shape != column.shape or array.dtype.kind not in "biuf":
-        return rule
+        return f"{rule} (this has {list(array.shape)})"
     low, high = column.low, column.high
     if low is None or high is None:
         if not np.isfinite(array).all():
-            return FINITE
+            return FINITE + _first(array, ~np.isfinite(array))
     elif not (low <= array.min() and array.max() <= high):  # nor of NaN
         if not np.isfinite(array).all():
-            return FINITE
-        return f"the numbers of an image lie between {low:g} and {high:g}"
+            return FINITE + _first(array, ~np.isfinite(array))
+        outside = _first(array, (array < low) | (array > high))
+        return f"the numbers of an image lie between {low:g} and {high:g}{outside}"
     return array.astype(np.float32, copy=False)
+
+
+def _no_number(column: Column, value: Any) -> str:
+    """What in lists of the right shape is no number, and where."""
+    inside = np.array(value, object)
+    if inside.shape != column.shape:
+        return ""
+    wrong = [not isinstance(v, int | float | np.number | np.bool_) for v in inside.flat]
+    return _first(inside, np.array(wrong)) if any(wrong) else ""
+
+
+def _first(array: npt.NDArray[Any], wrong: npt.NDArray[np.bool_]) -> str:
+    """The first that is wrong, and where."""
+    at = np.argwhere(wrong.reshape(array.shape))[0].tolist()
+    return f" (this has {_shown(array.item(*at))} at {at})"
 
 
 def _all_numbers(value: Any, depth: int) -> bool:
@@ -260,7 +278,8 @@ _CHECKS = {
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    # An array breaks its lines, and leaves out what is in the middle.
+    text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,11 @@ from lepton_ray.data.preprocess import Inputs
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving.answers import form_of
+from lepton_ray.serving.given import as_rows
 from lepton_ray.serving.requests import ENDLESS, Problem, RowsError, columns_of
+
+if TYPE_CHECKING:
+    from lepton_ray.serving.given import Rows
 
 Floats = npt.NDArray[np.floating]
 
@@ -114,16 +118,19 @@ class Runtime:
         decided = read_decision(folder, schema)
         return Runtime(model, preprocess, schema, decided, manifest, name, version, examples)
 
-    def predict(self, rows: Sequence[Mapping[str, Any]], *, top_k: int | None = None) -> list[Any]:
+    def predict(self, rows: Rows, *, top_k: int | None = None) -> list[Any]:
         """An answer for each row, see `answers.form_of`.
 
         Args:
+            rows: see `given.as_rows`, as for `client.Client.predict`.
             top_k: only so many of the likeliest classes, or so many items of a ranking.
 
         Raises:
+            InputError: for what are no rows.
             RowsError: when rows do not fit the columns, or have no finite answer.
         """
-        return self.answers(self.predict_columns(columns_of(self.schema, rows)), top_k)
+        listed = as_rows(rows, lambda: [column.name for column in self.schema.columns])
+        return self.answers(self.predict_columns(columns_of(self.schema, listed)), top_k)
 
     def predict_columns(self, columns: Mapping[str, Any]) -> Floats:
         """[n, outputs] Probabilities of classes, scores of items, or values.

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ def register(
     store = client()
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     requirements = [f"{p}=={importlib.metadata.version(p)}" for p in REQUIREMENTS]
-    with mlflow.start_run(run_id=run_id), _no_progress_bar():
+    with mlflow.start_run(run_id=run_id), _no_progress_bar(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an example of its input: a version carries its own
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(python_model),
@@ -270,7 +272,10 @@ def _hint(store: MlflowClient, name: str) -> str:
         return f"registered are: {', '.join(known) or 'none yet'}"
     found = store.get_registered_model(name)
     aliases = ", ".join(f"{a} -> {v}" for a, v in found.aliases.items()) or "none"
-    return f"{name} has the aliases: {aliases}; see lepton-ray models list"
+    way = f"lepton-ray models list {name} shows its versions"
+    if "champion" not in found.aliases:
+        way += f", and lepton-ray models promote {name}/VERSION makes one the champion"
+    return f"{name} has the aliases: {aliases}; {way}"
 
 
 def _value(store: MlflowClient, version: Any) -> ModelVersion:

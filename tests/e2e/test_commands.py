@@ -108,7 +108,8 @@ def test_predict_writes_one_line_a_row(home: Path, tmp_path: Path) -> None:
         (["models", "promote"], "models promote needs a MODEL, as in models promote digits/2"),
         (["models", "rollback", "digits"], "has no version before it to go back to"),
         (["models", "compare", "digits/1"], "as in models compare digits/1 digits/2"),
-        (["serve", "digits@champion"], "digits has the aliases: none"),
+        (["serve", "digits@champion"], "lepton-ray models promote digits/VERSION makes one"),
+        (["serve", "digits/1", "--set=train.epochs=2"], "serve changes its own settings only"),
         (["verify", "lepton_results"], "is not the folder of a run"),
         (["plan", "none.yaml"], "none.yaml:\n  cannot be read"),
     ],
@@ -125,11 +126,14 @@ def test_wrong_arguments_are_exit_2_and_say_why(
 
 def test_serve_answers_until_it_is_stopped(home: Path, port: str) -> None:
     """By SIGTERM, as a service manager does; `test_demo` stops one with Ctrl-C."""
-    served = Process(home, "serve", "digits/1", "--port", port)
+    made = command(home, "keys", "create", "web", "--file", "keys.json", "--json")
+    key = {"authorization": f"Bearer {json.loads(made.stdout)['key']}"}
+    served = Process(home, "serve", "digits/1", "--port", port, "--set=serve.keys=keys.json")
     served.wait_for(lambda: "keep   serving" in served.text())
     url = f"http://127.0.0.1:{port}"
     assert f"serve  digits/1 on {url}" in served.text()
-    answer = httpx.post(f"{url}/predict", json={"rows": [row()]}).json()
+    assert httpx.post(f"{url}/predict", json={"rows": [row()]}).status_code == 401
+    answer = httpx.post(f"{url}/predict", json={"rows": [row()]}, headers=key).json()
     assert (answer["model"], answer["version"]) == ("digits", 1)
 
     code, text = run(home, "serve", "digits/1", "--port", port)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from lepton_ray.cli import main
 from lepton_ray.config.schema import Canary, Serve
 from lepton_ray.data import Dataset
 from lepton_ray.serving import endpoint, follower, manifest, package
+from lepton_ray.serving.endpoint import Live
 from lepton_ray.serving.load import load_model
 from lepton_ray.tracking import endpoints, registry
 from lepton_ray.tracking.canary import Decision
@@ -79,9 +81,9 @@ def spoil(version: ModelVersion) -> None:
 
 
 @pytest.fixture(scope="module")
-def url(
+def live(
     cluster: None, port: int, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+) -> Iterator[Live]:
     """Two replicas of version 1; version 2 raises, 3 and 4 are good, 5 is no model, 6 is lost."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("registry")
@@ -93,7 +95,12 @@ def url(
         shutil.rmtree(versions[5].folder())
         replicas = {"min": 2, "max": 2}
         with endpoint.serving("tried@champion", Serve(port=port, replicas=replicas)) as live:
-            yield live.url
+            yield live
+
+
+@pytest.fixture(scope="module")
+def url(live: Live) -> str:
+    return live.url
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +240,28 @@ def test_callers_stay_with_their_version_and_a_killed_controller_goes_on(
     assert (then.id, then.canary, then.tally) == (now.id, now.canary, now.tally)
     assert callers.ask(100) == before
     wait_for(lambda: tally()[3].requests == to_canary * 3 // 2)
+
+
+def test_whoever_serves_is_told_what_answers(live: Live) -> None:
+    told: list[str] = []
+
+    def say(text: str) -> None:
+        told.append(text)
+        if text == "serve  tried@champion is version 1":
+            raise KeyboardInterrupt
+
+    telling = threading.Thread(target=live.keep, args=(say,))
+    telling.start()
+    start(3, 0.3)
+    endpoints.set_shadow("tried", 4)
+    last = "version 1, version 3 for 30% of callers, copies to version 4"
+    wait_for(lambda: told[-1:] == [f"serve  tried@champion is {last}"])
+    canary = endpoints.tried("tried").canary
+    assert canary is not None
+    endpoints.end_canary("tried", canary, Decision("rollback", "by hand"))
+    endpoints.set_shadow("tried", None)
+    telling.join(DEADLINE_S)
+    assert told[-1] == "serve  tried@champion is version 1"
 
 
 def test_a_good_canary_is_promoted_when_its_time_is_over(url: str, callers: Callers) -> None:

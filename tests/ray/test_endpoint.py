@@ -136,7 +136,7 @@ def test_health_and_openapi(url: str) -> None:
         ({"image": "a"}, "image", "nested lists of shape [8, 8]"),
         ({"image": [[17.0] * 8] * 8}, "image", "lie between 0 and 16"),
         ({"image": [[0.0] * 8] * 8, "label": 3}, "label", "no such field; known: image"),
-        (7, "", "a row is an object"),
+        (7, "", "a row is an object with the fields image"),
     ],
 )
 def test_wrong_rows_are_422_with_field_rule_and_value(

@@ -142,6 +142,13 @@ def test_a_wrong_top_k_is_named(images: apps.App, top_k: str) -> None:
     assert len(answer.text) < 400
 
 
+def test_an_unknown_parameter_is_named(images: apps.App) -> None:
+    answer = images.post("/predict?topk=3", json={"rows": [{"image": [[0] * 8] * 8}]})
+    said = "no parameter 'topk', did you mean 'top_k'?"
+    assert (answer.status_code, answer.json()) == (422, {"detail": said})
+    assert images.get("/health?at=3").status_code == 200, "whatever keeps caches away"
+
+
 def test_top_k_of_a_number_is_named(diabetes: Runtime) -> None:
     app = apps.app(diabetes)
     answer = app.post("/predict?top_k=2", json={"rows": [{}]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import io
 import json
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import lepton_ray
-from lepton_ray.errors import EndpointError, RefusedRequestError, UnavailableError
+from lepton_ray.errors import EndpointError, InputError, RefusedRequestError, UnavailableError
 from lepton_ray.serving import client, keys
 from lepton_ray.serving.client import Client, wait_s
 from lepton_ray.serving.keys import Keyring
@@ -78,13 +80,22 @@ def test_rows_frames_and_arrays_are_answered_as_load_model_does(
     names = [c.name for c in diabetes.schema.columns]
     rows = [dict(zip(names, row, strict=True)) for row in x.tolist()]
     assert reaching(apps.app(diabetes)).predict(x)["predictions"] == local(diabetes, rows)
-    with pytest.raises(RefusedRequestError, match=r"must be \[n, 10\] of age, .* \(4, 9\)"):
-        reaching(apps.app(diabetes)).predict(x[:, :9])
+    assert [a.model_dump() for a in diabetes.predict(x)] == local(diabetes, rows)
+    for ask in (reaching(apps.app(diabetes)).predict, diabetes.predict):
+        with pytest.raises(InputError, match=r"must be \[n, 10\] of age, .* shape \[4, 9\]"):
+            ask(x[:, :9])
+        with pytest.raises(InputError, match="rows are a list, .* but got one dict"):
+            ask(rows[0])
 
     images = np.random.default_rng(0).integers(0, 17, (3, 8, 8))
     for given in (images, images.astype(np.float32), [{"image": i} for i in images]):
         told = reaching(apps.app(digits)).predict(given)
         assert told["predictions"] == local(digits, [{"image": i} for i in images.tolist()])
+        assert [a.model_dump() for a in digits.predict(given)] == told["predictions"]
+    file = io.BytesIO()
+    Image.fromarray((images[0] * 255 // 16).astype(np.uint8)).save(file, "PNG")
+    (of_file,) = reaching(apps.app(digits)).predict([{"image": file.getvalue()}])["predictions"]
+    assert of_file["label"] == told["predictions"][0]["label"]
     cut = reaching(apps.app(digits)).predict(images, top_k=2)["predictions"]
     assert [len(p["probabilities"]) for p in cut] == [2, 2, 2]
 
@@ -180,7 +191,9 @@ def test_an_answer_that_is_no_json_is_wrong() -> None:
         of(lambda _: httpx.Response(200, text="<html>")).predict(ROWS)
 
 
-def test_values_that_cannot_be_sent_are_told() -> None:
+def test_what_cannot_be_sent_is_told() -> None:
+    with pytest.raises(InputError, match="begins with http:// or https://, but got 'here:8000'"):
+        Client("here:8000")
     with pytest.raises(TypeError, match="must be a number, .* or an array, but got object"):
         of(lambda _: httpx.Response(200)).predict([{"age": object()}])
 

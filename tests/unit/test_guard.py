@@ -307,7 +307,7 @@ def test_a_model_is_served_once_on_a_cluster(
     free: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    about = About("e", "people@champion", "http://people", False, age_s)
+    about = About("e", "people@champion", "http://people", False, age_s, "version 1")
     monkeypatch.setattr(follower, "find", lambda name: (None, about) if name == "people" else None)
     status = SimpleNamespace(applications={"people": 1} if served else {})
     monkeypatch.setattr(endpoint.serve, "status", lambda: status)

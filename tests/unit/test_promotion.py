@@ -15,7 +15,7 @@ from lepton_ray.cli import main
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Canary
 from lepton_ray.errors import GateError, InputError, ModelError
-from lepton_ray.pipeline import promotion
+from lepton_ray.pipeline import promotion, switching
 from lepton_ray.terminal import Silent
 from lepton_ray.tracking import endpoints, registry
 from lepton_ray.tracking.canary import Decision
@@ -87,11 +87,11 @@ def test_the_better_version_is_promoted_and_the_worse_one_told_by_how_much(
     assert champion() == 3
     assert "already" in str(promotion.promote("iris/3", lines) and lines.said[-1])
 
-    assert promotion.rollback("iris", lines)["version"] == 1
+    assert switching.rollback("iris", lines)["version"] == 1
     assert champion() == 1
     assert lines.said[-1] == "iris@champion is version 1 again"
     with pytest.raises(ModelError, match="no version before it"):
-        promotion.rollback("iris", lines)
+        switching.rollback("iris", lines)
 
     compared = promotion.compare(["iris/1", "iris/2", "iris/3"], lines)
     first, other, same = compared["agreement"]
@@ -144,7 +144,7 @@ def test_a_version_of_other_data_is_not_scored(store: Path, trained: nn.Module) 
 
 def test_rolling_back_what_is_not_registered_says_what_is(store: Path) -> None:
     with pytest.raises(ModelError, match="no model 'iris': registered are: none yet"):
-        promotion.rollback("iris", Silent())
+        switching.rollback("iris", Silent())
 
 
 def test_a_canary_goes_through_the_gate_and_is_changed_and_ended(
@@ -157,7 +157,7 @@ def test_a_canary_goes_through_the_gate_and_is_changed_and_ended(
     with pytest.raises(ModelError, match="no champion"):
         promotion.canary("iris/2=10%", lines)
     promotion.promote("iris/1", lines)
-    with pytest.raises(GateError, match="iris/3 .* was not promoted"):
+    with pytest.raises(GateError, match="iris/3 .* does not pass the gate"):
         promotion.canary("iris/3", lines)
     with pytest.raises(InputError, match="like 10% or 0.1, but got '0%'"):
         promotion.canary("iris/2=0%", lines)
@@ -176,16 +176,16 @@ def test_a_canary_goes_through_the_gate_and_is_changed_and_ended(
     with pytest.raises(InputError, match="a share is of a version: iris/8=20%"):
         promotion.canary("iris=20%", lines)
     with pytest.raises(ModelError, match="iris/2 is tried on 50% of callers"):
-        promotion.shadow("iris/2", lines)
+        switching.shadow("iris/2", lines)
     assert endpoints.tried("iris").canary == again
-    promotion.shadow("iris/3", lines)
+    switching.shadow("iris/3", lines)
     assert main(["status", "iris"]) == 0
     said = capsys.readouterr().out
     assert "canary    version 2 on 50% of callers, instead of 1" in said
     assert "shadow    version 3" in said
 
     promotion.canary("iris", lines)
-    promotion.shadow("iris/2", lines)
+    switching.shadow("iris/2", lines)
     endpoints.start_canary(registry.resolve("iris/2"), 0.1, Canary())
     assert endpoints.tried("iris").shadow is None, "it is compared as a canary now"
     registry.promote(registry.resolve("iris/3"), instead_of=1)
@@ -195,7 +195,7 @@ def test_a_canary_goes_through_the_gate_and_is_changed_and_ended(
     registry.promote(registry.resolve("iris/1"), instead_of=3)
 
     promotion.canary("iris", lines)
-    promotion.shadow("iris", lines)
+    switching.shadow("iris", lines)
     ended = endpoints.tried("iris")
     assert (ended.canary, ended.shadow) == (None, None)
     assert ended.last is not None
