@@ -116,7 +116,9 @@ def build(
         routes.bodies.close()
 
     # Its pages of routes need no internet, as FastAPI's own do.
-    api = FastAPIOffline(title=name, description="Served by lepton_ray.", lifespan=lifespan)
+    api = FastAPIOffline(
+        title=name, version=__version__, description="Served by lepton_ray.", lifespan=lifespan
+    )
     for error in (RefusedError, RowsError, RequestValidationError, HTTPException, Exception):
         api.add_exception_handler(error, _refuse)
     keyed = keyring is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 
 import psutil
 import pytest
@@ -89,6 +90,14 @@ def test_hostile_bodies_over_and_over_keep_nothing(app: apps.App) -> None:
     before = process.memory_info().rss
     send(BODIES)
     assert process.memory_info().rss - before < GROWTH_MB * 1e6
+
+
+def test_the_pages_of_routes_need_no_internet(people: Runtime) -> None:
+    app = apps.app(people)
+    for page in ("/docs", "/redoc"):
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', app.get(page).text)
+        assert any(path.endswith(".js") for path in loaded)
+        assert [app.get(path).status_code for path in loaded] == [200] * len(loaded)
 
 
 def test_the_description_says_what_needs_a_key(people: Runtime) -> None:
