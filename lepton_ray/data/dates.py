@@ -16,6 +16,8 @@ _USUAL = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?(Z|[+-]\d\d:\d\d)?", re.ASCII
 )
 
+_FINER = re.compile(r"([.,]\d{6})\d+")
+
 
 def seconds(texts: Any, format: str) -> npt.NDArray[np.float64]:
     """[n] Since 1970 in UTC; NaN for an empty text, and for one that is no date."""
@@ -23,8 +25,12 @@ def seconds(texts: Any, format: str) -> npt.NDArray[np.float64]:
 
     given = pd.Series(np.asarray(texts, object))
     given = given.where(given != "", None)
-    parsed = pd.to_datetime(given, format=format or "ISO8601", errors="coerce", utc=True)
-    # In microseconds: nanoseconds, which pandas falls back to, end in the year 2262.
+    asked: dict[str, Any] = {"format": format or "ISO8601", "errors": "coerce", "utc": True}
+    parsed = pd.to_datetime(given, **asked)
+    # Microseconds: with more digits in one text pandas reads all of them in nanoseconds, which end
+    # in the year 2262.
+    if not format and parsed.dt.unit == "ns":
+        parsed = pd.to_datetime(given.str.replace(_FINER, r"\1", regex=True), **asked)
     moments = parsed.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
     numbers: npt.NDArray[np.float64] = (moments - np.datetime64(0, "us")) / np.timedelta64(1, "s")
     return numbers

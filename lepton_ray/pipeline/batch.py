@@ -66,6 +66,7 @@ def predict(
     keep = list(dict.fromkeys(keep))
     parts.check_kept(runtime.schema, suffix, keep)
     source = blocks.find(runtime.schema, paths, keep)
+    blocks.check_output(output, paths)
     shown = [blocks.FILE] if source.pictures else keep
     if output is None:
         for block in source.blocks:

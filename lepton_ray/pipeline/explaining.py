@@ -39,6 +39,7 @@ def explain(
     explainer = Explainer.load(registry.resolve(reference).folder())
     check(explainer.schema, method, target)
     source = blocks.find(explainer.schema, paths, [])
+    blocks.check_output(output, paths)
     suffix = PurePosixPath(output).suffix if output else ".jsonl"
     image = explainer.schema.columns[0].kind == "image"
     if suffix == ".png" and not (image and source.rows == 1):
@@ -77,11 +78,12 @@ def _explained(
         for rows, kept in blocks.read(block, explainer.schema, []):
             with blocks.numbered(first):
                 columns = columns_of(explainer.schema, rows)
-            first += len(rows)
             for at, beside in enumerate(kept):
                 one = {name: values[at : at + 1] for name, values in columns.items()}
-                (explanation,) = explainer.explain(one, method, target)
+                with blocks.numbered(first + at):
+                    (explanation,) = explainer.explain(one, method, target)
                 yield beside, explanation
+            first += len(rows)
 
 
 def _line(kept: dict[str, Any], explanation: Explanation) -> str:

@@ -38,7 +38,8 @@ ON_CPU = "ONNX Runtime on a CPU"
 ALIKE = 64  # rows on which it is looked whether neighbours matter
 GAIN = 0.9  # of the present latency or size, that a candidate must stay below to be worth a version
 BATCH = 64
-METRICS = {"classification": "accuracy", "multilabel": "f1_micro"}  # that may suffer; else R2
+METRICS = {"classification": "accuracy", "multilabel": "f1_micro", "regression": "r2"}
+"""Of each task, what may suffer."""
 CALLS = 100  # with one row, in each of five rounds
 
 
@@ -119,6 +120,11 @@ def optimize(
     if student is not None:
         students.settings(experiment, student)  # before anything is measured
     dataset = dataset_of(version, experiment)
+    if dataset.schema.task not in METRICS:
+        raise InputError(
+            f"forms of models for {', '.join(METRICS)} are looked for, but {reference} is for "
+            f"{dataset.schema.task}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         if device:
             forms, failed = _by_torch(folder, device)
@@ -136,7 +142,7 @@ def optimize(
                 failed[method] = f"cannot be made: {error}"
         found = _measure(forms, dataset)
         present = found[0]
-        metric = METRICS.get(dataset.schema.task, "r2")
+        metric = METRICS[dataset.schema.task]
         whys = {
             c.name: _why_not(c, present, metric, lose, smallest)
             for c in found[1:]

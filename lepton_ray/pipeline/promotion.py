@@ -137,13 +137,7 @@ def canary(reference: str, terminal: Terminal) -> dict[str, Any]:
             )
         return switching.end_canary(reference, terminal)
     version = registry.resolve(reference)
-    now = endpoints.tried(version.name).canary
-    champion = registry.find_champion(version.name)
-    going = now and (now.version, now.instead_of) == (
-        version.version,
-        champion and champion.version,
-    )
-    if going and part is not None:
+    if part is not None and _passed_before(version):
         settings = load(version.folder() / "experiment.yaml").serve.canary or Canary()
         made = endpoints.start_canary(version, part, settings)
         terminal.say(f"{version.name}/{version.version} is tried on {made.share:.0%} of callers")

@@ -198,31 +198,50 @@ class Endpoint:
     async def _follow(self, present: Present) -> None:
         """Change to what is named anew; requests go on meanwhile."""
         while True:
+            # Whatever goes wrong, it asks again, and later: keys are revoked here too.
             try:
                 await self._change(present)
-                await asyncio.sleep(ASK_S)
-                attempt, tally = self._versions.take()
-                seen = self._watch.take()
-                told = Told(self._counts.snapshot(), attempt, tally, dict(self._refused), seen)
-                try:
-                    present = await self._ask(told)
-                except BaseException:
-                    self._versions.give_back(attempt, tally)
-                    self._watch.give_back(seen)
-                    raise
-            except Exception as error:  # whatever it is: keys are revoked by this task too
-                # What went wrong names files and holds traces: it is for the log.
-                logger.warning("cannot follow: %s", error)
-                self._problem = f"cannot follow, see the log: {type(error).__name__}"
+            except Exception as error:
+                self._cannot_follow(error)
+            await asyncio.sleep(ASK_S)
+            try:
+                present = await self._tell()
+            except Exception as error:
+                self._cannot_follow(error)
+
+    def _cannot_follow(self, error: Exception) -> None:
+        # What went wrong names files and holds traces: it is for the log.
+        logger.warning("cannot follow: %s", error)
+        self._problem = f"cannot follow, see the log: {type(error).__name__}"
+
+    async def _tell(self) -> Present:
+        """What it has counted, for what is so now."""
+        attempt, tally = self._versions.take()
+        seen = self._watch.take()
+        told = Told(self._counts.snapshot(), attempt, tally, dict(self._refused), seen)
+        try:
+            return await self._ask(told)
+        except BaseException:
+            self._versions.give_back(attempt, tally)
+            self._watch.give_back(seen)
+            raise
 
     async def _change(self, present: Present) -> None:
-        """Hold the versions that are named, and answer with those that take the same requests."""
+        """Hold the versions that are named, and answer with those that take the same requests.
+
+        Raises:
+            RayError, OSError, MemoryError: when one cannot be had now; the others answer.
+        """
         canary, shadow = present.canary, present.shadow
         named = [present.version, canary and canary.version, shadow]
+        failed: Exception | None = None
         for version in named:
             known = version in self._held or version in self._refused
             if version and version in present.files and not known:
-                await self._hold(present, version)
+                try:
+                    await self._hold(present, version)
+                except (RayError, OSError, MemoryError) as error:
+                    failed = error
         self._problem = present.problem or "; ".join(
             self._refused[v] for v in dict.fromkeys(named) if v in self._refused
         )
@@ -247,17 +266,19 @@ class Endpoint:
         # As they are now: another follower has files of its own.
         self._files = {v: present.files.get(v, self._files[v]) for v in self._held}
         self._refused = {v: text for v, text in self._refused.items() if v in kept}
+        if failed is not None:
+            raise failed
 
     async def _hold(self, present: Present, version: int) -> None:
         """Load a version, if it takes the columns and answers the classes that this endpoint has.
 
         Raises:
-            RayError: when its files cannot be had now.
+            RayError, OSError, MemoryError: when it cannot be had now.
         """
         schema = self._versions.champion.runtime.schema
         try:
             made = await self._batcher(present, version)
-        except RayError:
+        except (RayError, OSError, MemoryError):
             raise
         except Exception as error:  # by the kind of model, its runtime has errors of its own
             logger.warning("version %s cannot be loaded: %s", version, error)

@@ -136,6 +136,26 @@ def read(block: Block, schema: Schema, keep: Sequence[str]) -> Iterator[tuple[Ro
         first += len(rows)
 
 
+def check_output(output: str | None, given: Sequence[str]) -> None:
+    """What is written is not what is read, nor would be the next time.
+
+    Raises:
+        InputError: for an output that is one of the files, or in one of the folders.
+    """
+    if output is None:
+        return
+    for name in given:
+        if storage.is_uri(name) or storage.is_uri(output):
+            inside = output == name or output.startswith(f"{name.rstrip('/')}/")
+        else:
+            inside = Path(output).resolve().is_relative_to(Path(name).resolve())
+        if inside:
+            raise InputError(
+                f"the output {output!r} would take the place of its input, or be read with it the "
+                f"next time: write it outside of {name!r}"
+            )
+
+
 @contextlib.contextmanager
 def numbered(first: int) -> Iterator[None]:
     """Problems of rows are told with the row's number in the file, where ``first`` is the first."""

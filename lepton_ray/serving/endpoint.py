@@ -53,7 +53,7 @@ class Live:
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 found = follower.find(registry.name_of(self.reference))
-                if found is not None and (now := found[1].answers) != told:
+                if found is not None and (now := found[1].answers) not in ("", told):
                     say(f"serve  {self.reference} is {now}")
                     told = now
                 time.sleep(LOOK_S)

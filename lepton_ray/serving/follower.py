@@ -80,7 +80,7 @@ class About:
     """Whether requests need a key."""
     age_s: float
     answers: str
-    """With which versions, and what is wrong, in words."""
+    """With which versions, and what is wrong, in words; "" before it knows."""
 
 
 class Follower:
@@ -136,7 +136,8 @@ class Follower:
             await self._tell()
         if told.attempt == self._attempt:
             self._tally = add([self._tally, told.tally])
-        self._refused |= told.refused
+        # What a replica refused before it knew what is so now is over.
+        self._refused |= {v: text for v, text in told.refused.items() if v in self._files}
         drift.add(self._seen, {v: s for v, s in told.seen.items() if v in self._bins})
         return Present(
             self._version,
@@ -209,6 +210,7 @@ class Follower:
             self._refused, self._decision = {}, ""
             self._tally = await asyncio.to_thread(self._tally_before, attempt)
         self._version, self._tried, self._files = version, tried, files
+        self._refused = {v: text for v, text in self._refused.items() if v in files}
         self._bins = {v: bins for v, bins in self._bins.items() if v in files}
         self._seen = {v: seen for v, seen in self._seen.items() if v in files}
         self._attempt = attempt
@@ -316,6 +318,9 @@ class Follower:
         return [text for text in (self._key_problem, self._look_problem, *unread) if text]
 
     def _answers(self) -> str:
+        """ "" before it knows."""
+        if not self._version:
+            return ""
         canary, shadow = self._tried.canary, self._tried.shadow
         said = [f"version {self._version}"]
         if canary is not None:

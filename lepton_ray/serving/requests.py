@@ -126,8 +126,10 @@ def _image(column: Column, value: Any) -> npt.NDArray[np.float32] | str:
             return rule + _no_number(column, value)
     except (TypeError, ValueError, OverflowError):
         return rule
-    if array.shape != column.shape or array.dtype.kind not in "biuf":
+    if array.shape != column.shape:
         return f"{rule} (this has {list(array.shape)})"
+    if array.dtype.kind not in "biuf":
+        return f"{rule} (this has {array.dtype})"
     low, high = column.low, column.high
     if low is None or high is None:
         if not np.isfinite(array).all():

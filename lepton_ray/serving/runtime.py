@@ -169,20 +169,22 @@ class Runtime:
         hidden = np.isneginf(found) & (self.schema.task == "ranking")
         return np.asarray((np.isfinite(found) | hidden).all(axis=1))
 
-    def agree(self, one: Floats, other: Floats, tolerance: float) -> int:
-        """For how many rows two answers are alike: the same label or best item, or values that
-        are near.
+    def agree(self, found: Floats, other: Runtime, theirs: Floats, tolerance: float) -> int:
+        """For how many rows the answers of two versions are alike: the same labels or best item, or
+        values that are near.
 
         Args:
-            tolerance: in deviations of the training targets.
+            found, theirs: what each gave, see `predict_columns`.
+            tolerance: in deviations of this one's training targets.
         """
         if self.schema.classes:
-            same = self.decision.chosen(one) == self.decision.chosen(other)
-            return int(same.reshape(len(one), -1).all(axis=1).sum())
+            same = self.decision.chosen(found) == other.decision.chosen(theirs)
+            return int(same.reshape(len(found), -1).all(axis=1).sum())
         if self.schema.task == "ranking":
-            return int((one.argmax(1) == other.argmax(1)).sum())
+            best = zip(found.argmax(1), theirs.argmax(1), strict=True)
+            return sum(self.schema.items[a] == other.schema.items[b] for a, b in best)
         near = tolerance * self._preprocess.target_deviation
-        return int((np.abs(one - other) <= near).all(axis=1).sum())
+        return int((np.abs(found - theirs) <= near).all(axis=1).sum())
 
     def answers(self, found: Floats, top_k: int | None = None) -> list[Any]:
         """What `predict_columns` gave, in the form that goes over HTTP.

@@ -27,6 +27,8 @@ class Copy:
     """Rows that were answered, for another version to answer too."""
 
     columns: Columns
+    of: Runtime
+    """That answered."""
     found: Floats
     by: Runtime
     counted_of: int
@@ -97,7 +99,7 @@ class Versions:
             answered = champion.runtime, await champion.run(columns)
             self._of(champion.runtime).answered(time.perf_counter() - start)
         if shadow is not None and answered[0] is champion.runtime:
-            self._copy(Copy(columns, answered[1], shadow, shadow.version))
+            self._copy(Copy(columns, *answered, shadow, shadow.version))
         return answered
 
     async def _try(
@@ -110,7 +112,7 @@ class Versions:
         if found is not None:
             if mine:
                 self._of(batcher.runtime).answered(seconds)
-                self._copy(Copy(columns, found, champion.runtime, canary.version))
+                self._copy(Copy(columns, batcher.runtime, found, champion.runtime, canary.version))
             return batcher.runtime, found
         answer = await champion.run(columns)
         if mine and champion.runtime.answered(answer).all():  # else the rows are what is wrong
@@ -152,7 +154,7 @@ class Versions:
                 good = bool(copy.by.answered(found).all())
             except Exception:
                 good = False
-            if attempt != self.attempt or not copy.by.answered(copy.found).all():
+            if attempt != self.attempt or not copy.of.answered(copy.found).all():
                 continue
             counts = self._tally.setdefault(copy.counted_of, Counts())
             if copy.by.version == copy.counted_of:  # a shadow, which has no requests of its own
@@ -160,7 +162,7 @@ class Versions:
                 counts.errors += not good
             if good:
                 rule = self._canary[0].rule if self._canary else Rule()
-                agreed = copy.by.agree(copy.found[:CHUNK], found, rule.tolerance)
+                agreed = copy.by.agree(found, copy.of, copy.found[:CHUNK], rule.tolerance)
                 counts.compared += length(columns)
                 counts.agreed += agreed
 

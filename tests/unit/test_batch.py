@@ -299,6 +299,16 @@ def test_wrong_outputs_and_columns_are_told_before_anything(
         batch.predict("people/3", ["none.csv"], output=None, terminal=Lines())
 
 
+def test_the_input_is_not_written_over(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    source.write_text("age,city\n7,Rom\n")
+    with pytest.raises(InputError, match="would take the place of its input"):
+        predict(source, output=source)
+    with pytest.raises(InputError, match="or be read with it the next time"):
+        predict(tmp_path, output=tmp_path / "out.csv")
+    assert source.read_text() == "age,city\n7,Rom\n"
+
+
 def test_an_empty_file_gives_an_empty_file(predict: Predict, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("age,city\n")
     assert predict(tmp_path / "a.csv", output=tmp_path / "out.csv")["rows"] == 0

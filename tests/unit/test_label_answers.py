@@ -171,8 +171,13 @@ def test_thresholds_and_scales_travel_with_a_version(tmp_path: Path, dataset: da
     assert "logits times 0.5 plus 1; 'roman' above 0.2000" in said
     changed = found.copy()
     changed[7, 1] = 1.0 if found[7, 1] <= 0.2 else 0.0
-    assert other.agree(found, changed, 0.0) == len(found) - 1, "a row agrees in all labels"
-    assert other.agree(found, found.copy(), 0.0) == len(found)
+    assert other.agree(found, other, changed, 0.0) == len(found) - 1, "a row agrees in all labels"
+    assert other.agree(found, other, found.copy(), 0.0) == len(found)
+    plain = apps.version(tmp_path / "plain", dataset, EXPERIMENT.model, "plain")
+    alike = [(p > t) == (p > 0.5) for p, t in zip(found.T, decided.threshold, strict=True)]
+    both = int(np.all(alike, axis=0).sum())
+    assert 0 <= both < len(found), "each decides its own"
+    assert other.agree(found, plain, found, 0.0) == both
 
 
 def test_a_version_is_scored_by_its_labels_names(runtime: Runtime, dataset: data.Dataset) -> None:

@@ -163,6 +163,14 @@ def test_a_date_is_taken_if_it_can_be_read(text: str) -> None:
             assert int(found) == (moment - datetime.datetime(1970, 1, 1)).total_seconds()
 
 
+def test_a_date_is_the_same_whatever_is_beside_it() -> None:
+    """With more than six digits pandas reads all in nanoseconds, which end in 2262."""
+    texts = ["9999-12-31", "2024-05-01T10:00:00.1234567", "1500-01-01", "", "no date"]
+    alone = [dates.seconds([text], dates.ISO)[0] for text in texts]
+    np.testing.assert_array_equal(dates.seconds(texts, dates.ISO), alone)
+    assert np.isfinite(alone[:3]).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -41,8 +41,8 @@ class Model:
         self.before(columns["x"])
         return np.column_stack([columns["x"], np.full(len(columns["x"]), float(self.version))])
 
-    def agree(self, one: Any, other: Any, tolerance: float) -> int:
-        return int((one[:, 0] == other[:, 0]).sum())
+    def agree(self, found: Any, other: Any, theirs: Any, tolerance: float) -> int:
+        return int((found[:, 0] == theirs[:, 0]).sum())
 
 
 def raises(_: Any) -> None:
