@@ -18,7 +18,13 @@ Lines = dict[str, int]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (``1e-4`` is a number) and no repeated keys."""
+    """YAML 1.2 floats (``1e-4`` is a number) and truth values (``yes`` is a text), and no repeated
+    keys."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in found if tag != "tag:yaml.org,2002:bool"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -35,6 +41,9 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the texts that `_Loader` would take for numbers."""
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",

@@ -31,7 +31,8 @@ MISSING = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
     *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
 )
-"""Cells that stand for nothing, as pandas has it."""
+"""Cells that stand for nothing among numbers and dates, as pandas has it. Of a text only the empty
+one does: NA is Namibia, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,8 @@ def _header(path: str) -> tuple[str, ...]:
         cells = next(csv.reader(lines), None)
     if not cells:
         raise DataError(f"{path}: is empty: a CSV starts with a line that names its columns")
+    if broken := [cell for cell in cells if "\n" in cell or "\r" in cell]:
+        raise DataError(f"{path}: the name of a column is one line, but {broken[0]!r} is more")
     header = tuple(cell or f"Unnamed: {at}" for at, cell in enumerate(cells))
     if twice := [cell for cell in header if header.count(cell) > 1]:
         raise DataError(f"{path}: a column is named once, but {twice[0]!r} is there twice")
@@ -195,23 +198,34 @@ def _typed(column: _Column) -> pa.ChunkedArray | None:
     """Whole numbers, numbers, truth values or texts: the first of which all cells are; None where
     they stay as they are."""
     cells = column.cells
-    missing = pc.is_in(cells, value_set=pa.array(MISSING, pa.large_string()))
-    changed = None
-    if pc.any(missing).as_py():
-        changed = pc.if_else(missing, pa.scalar(None, pa.large_string()), cells)
+    as_texts = _without(cells, ("",))
     if column.keep_texts:
-        return changed
-    trimmed = pc.utf8_trim_whitespace(cells if changed is None else changed)
+        return as_texts
+    numbers = _without(cells, MISSING)
+    trimmed = pc.utf8_trim_whitespace(cells if numbers is None else numbers)
     for kind in (pa.int64(), pa.float64()):
         try:
             found = trimmed.cast(kind)
         except pa.ArrowInvalid:
             continue
-        return found.cast(pa.float64()) if found.null_count else found
+        if not found.null_count:
+            return found
+        try:
+            return found.cast(pa.float64())  # which has gaps
+        except pa.ArrowInvalid:
+            return as_texts  # no float holds whole numbers as large as these
     lower = pc.utf8_lower(trimmed)
     if not lower.null_count and pc.all(pc.is_in(lower, pa.array(["true", "false"]))).as_py():
         return pc.equal(lower, "true")
-    return changed
+    return as_texts
+
+
+def _without(cells: pa.ChunkedArray, gaps: Sequence[str]) -> pa.ChunkedArray | None:
+    """With nothing in the place of some cells; None where there are none of them."""
+    missing = pc.is_in(cells, value_set=pa.array(gaps, pa.large_string()))
+    if not pc.any(missing).as_py():
+        return None
+    return pc.if_else(missing, pa.scalar(None, pa.large_string()), cells)
 
 
 def _check_utf8(path: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import TablePreprocess
-from lepton_ray.data import dates
+from lepton_ray.data import dates, spread
 from lepton_ray.data.hands import Hands
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError
@@ -185,10 +185,10 @@ def _fit_number(
     feature = Number(name=column.name, fill=fill, indicator=len(present) < len(values), log=log)
     if settings.scale == "quantile":
         return fitted, replace(feature, knots=_knots(present))
-    deviation = float(filled.std())
+    deviation = float(spread.deviation(filled))
     return fitted, replace(
         feature,
-        mean=float(np.float32(filled.mean())),
+        mean=float(filled.mean()),
         scale=float(np.float32(1.0 / deviation if deviation > 0 else 1.0)),
     )
 
@@ -240,7 +240,7 @@ def _fit_date(
     seconds = dates.seconds(given, column.format)
     present = seconds[np.isfinite(seconds)]
     optional = _optional(column.name, len(present), len(seconds), settings.missing, "date")
-    deviation = float(present.std())
+    deviation = float(spread.deviation(present))
     has_clock = bool((present % 86_400 != 0).any())
     return replace(
         column, low=float(present.min()), high=float(present.max()), optional=optional

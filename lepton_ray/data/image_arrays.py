@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ def npz(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot be read as .npz: {error}") from error
     if not ({"x", "y"} <= arrays.keys() or {"x_train", "y_train"} <= arrays.keys()):
         raise DataError(
@@ -59,12 +62,18 @@ def idx_folder(folder: Path) -> dict[str, Array]:
 
 def _read_idx(path: Path) -> Array:
     """One IDX file (http://yann.lecun.com/exdb/mnist): magic, sizes, then bytes."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
     if content[:3] != b"\0\0\x08":
         raise DataError(f"{path}: is not an IDX file of unsigned bytes")
     rank = content[3]
     shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    values = np.frombuffer(content, np.uint8)[4 + 4 * rank :]
+    if len(values) != math.prod(shape):
+        raise DataError(f"{path}: holds {len(values)} values, but says that its shape is {shape}")
+    return values.reshape(shape)
 
 
 def labels_of(source: str, y: Array, given: Array | None) -> tuple[tuple[str, ...], Labels]:

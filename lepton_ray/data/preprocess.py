@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from lepton_ray.config.schema import TablePreprocess, TextPreprocess
-from lepton_ray.data import features, room, words
+from lepton_ray.data import features, room, spread, words
 from lepton_ray.data.features import Feature, signed_log
 from lepton_ray.data.hands import Hands
 from lepton_ray.data.pretrained import Pixels, Pretrained, Words
@@ -284,7 +284,7 @@ def fit_text(
 def fit_target(fitted: Preprocess, y: npt.NDArray[Any], log: bool) -> Preprocess:
     """With mean and deviation of the training targets [n], or of their logarithms."""
     values = signed_log(y.astype(np.float64)) if log else y
-    mean, deviation = float(values.mean()), float(values.std())
+    mean, deviation = float(values.mean()), float(spread.deviation(values))
     return replace(fitted, target_mean=mean, target_deviation=deviation or 1.0, target_log=log)
 
 

@@ -295,9 +295,23 @@ def _check_split(data: TableData | TextData, frame: pd.DataFrame, name: str, set
         )
 
 
+def _frame(
+    data: TableData | TextData, texts: Sequence[str], as_written: Sequence[str], hands: Hands | None
+) -> pd.DataFrame:
+    """See `frames.read`; with a row at least.
+
+    Raises:
+        DataError: when it has none.
+    """
+    frame = frames.read(data.source, texts, as_written, hands)
+    if not len(frame):
+        raise DataError(f"data.source {data.source!r} holds no samples")
+    return frame
+
+
 def _read_table(data: TableData, sliced: Sequence[str], hands: Hands | None) -> Raw:
     written = [name for name, kind in data.types.items() if kind != "number"]
-    frame = frames.read(data.source, _separated(data), written, hands)
+    frame = _frame(data, _separated(data), written, hands)
     _check_columns(data, frame, [*data.targets, *data.drop])
     values, kinds = tables.columns(data, frame)
     names, found = _classes_or_labels(data, frame)
@@ -324,7 +338,7 @@ def _target_name(data: TableData | TextData) -> str:
 
 
 def _read_texts(data: TextData, sliced: Sequence[str], hands: Hands | None) -> Raw:
-    frame = frames.read(data.source, [data.text, *_separated(data)], hands=hands)
+    frame = _frame(data, [data.text, *_separated(data)], [], hands)
     _check_columns(data, frame, [data.text, *data.targets])
     texts = frame[data.text].to_numpy(dtype=object)
     longest = data.preprocess.characters

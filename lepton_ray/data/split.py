@@ -126,8 +126,18 @@ def _whole_groups(
 
 def _latest(indices: Indices, times: npt.NDArray[np.float64], share: float) -> Indices:
     """The latest share of ``indices``; samples of one time stay together, on the later side."""
+    if not len(indices):
+        return indices
     ordered = np.sort(times[indices])
     first = ordered[min(len(ordered) - 1, round((1 - share) * len(ordered)))]
+    if first == ordered[0]:  # some are left for training
+        later = ordered[ordered > first]
+        if not len(later):
+            raise DataError(
+                f"{len(indices)} samples have the same time, so that none of them is later than "
+                "another: name another column in data.split.time"
+            )
+        first = later[0]
     chosen: Indices = indices[times[indices] >= first]
     return chosen
 

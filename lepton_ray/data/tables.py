@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from lepton_ray.config.schema import TableData
 from lepton_ray.data import dates, room
+from lepton_ray.data.csvs import MISSING
 from lepton_ray.data.schema import Column
 from lepton_ray.errors import DataError, nearest
 
@@ -53,7 +54,7 @@ def _column(data: TableData, name: str, values: pd.Series) -> tuple[Column, npt.
     if kind == "date":
         texts = as_texts(values)
         found = dates.seconds(texts, form)
-        wrong = np.flatnonzero(np.isnan(found) & (texts != ""))
+        wrong = np.flatnonzero(np.isnan(found) & ~np.isin(texts.astype(np.str_), MISSING))
         if len(wrong):
             rule = dates.problem("", form)
             raise DataError(
@@ -82,7 +83,7 @@ def guess(values: pd.Series) -> str:
         return "number"
     if pd.api.types.is_datetime64_any_dtype(values):
         return "date"
-    known = set(distinct(values)[1]) - {""}
+    known = {*distinct(values)[1]} - {*MISSING}
     if not known:
         return "number"  # of which there is none, and it is refused for that
     if all(text.lower() in TRUTH for text in known):
@@ -111,7 +112,7 @@ def numbers(data: TableData, name: str, values: pd.Series) -> npt.NDArray[np.flo
     texts = pd.Series(as_texts(values))
     truth = texts.str.lower().map(TRUTH)
     found = truth.fillna(pd.to_numeric(texts, errors="coerce")).to_numpy(dtype=np.float64)
-    wrong = np.flatnonzero(np.isnan(found) & (texts != "").to_numpy())
+    wrong = np.flatnonzero(np.isnan(found) & ~texts.isin(MISSING).to_numpy())
     if len(wrong):
         raise DataError(_mixed(data, name, texts.iloc[wrong[0]], wrong, len(values)))
     return np.asarray(found, np.float64)

@@ -212,6 +212,21 @@ class RunFolder:
     def recall(self, name: str) -> Any:
         return self._state.get(name)
 
+    def is_of_data(self, digest: str) -> None:
+        """Keep the digest of the data, of which a run has one from its beginning to its end.
+
+        Raises:
+            InputError: when it began on others.
+        """
+        before = self.recall("data_digest")
+        if before not in (None, digest):
+            raise InputError(
+                f"the data have changed since {self.uri} began (digest {before[:12]}, now "
+                f"{digest[:12]}), and a run is of one data set: begin another, without --resume or "
+                "--add-trials"
+            )
+        self.remember("data_digest", digest)
+
     def end(self, status: str) -> None:
         """``finished`` or ``failed``; only the first is not resumed."""
         self._state["status"] = status

@@ -68,7 +68,8 @@ def series(source: str, frame: pd.DataFrame, target: str | None) -> list[Guess] 
     time = next((str(n) for n in frame.columns if TIMES.match(str(n))), None)
     if time is None or len(frame) < LEAST_ROWS or pd.api.types.is_numeric_dtype(frame[time]):
         return None
-    times = pd.to_datetime(frame[time], errors="coerce", utc=True).dt.tz_localize(None)
+    times = pd.to_datetime(frame[time], errors="coerce", utc=True, format="ISO8601")
+    times = times.dt.tz_localize(None)
     if times.isna().any():
         return None
     numbers = [str(n) for n in frame.columns if n != time and frame[n].dtype.kind in "iuf"]

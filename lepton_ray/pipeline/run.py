@@ -46,6 +46,7 @@ from lepton_ray.training.checkpoint import CheckpointFolder, copy_last
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
 from lepton_ray.training.trainer import TrainResult, train
+from lepton_ray.tuning.population import last_epoch
 
 CHECKED_ROWS = 32  # test samples sent to a new endpoint
 
@@ -126,7 +127,7 @@ class Run:
             if not self._resume and not self._add_trials:
                 self._folder = RunFolder.create(experiment, self._command)
             say(f"run    {self._folder.uri}")
-            self._folder.remember("data_digest", self._dataset.digest)
+            self._folder.is_of_data(self._dataset.digest)
             self._reference = ray.put(self._dataset)
             results: dict[str, Any] = {"run": self._folder.uri}
             try:
@@ -175,10 +176,15 @@ class Run:
             self._tracker.text(run_id, "experiment.yaml", render(experiment))
         else:
             self._tracker.reopen(run_id)
+        epochs = None
         if "tune" in results and self._is_population:
-            # Its settings changed on the way: the best member's training is the final one.
+            # Its settings changed on the way: the best member's training is the final one, to where
+            # it was the best.
             source = CheckpointFolder(results["tune"]["checkpoint"])
             copy_last(source, CheckpointFolder(self._folder.checkpoints))
+            assert experiment.tune is not None
+            number = results["tune"]["best"]["number"]
+            epochs = last_epoch(experiment.tune, number, experiment.train.epochs)
         start = time.monotonic()
         watcher = TrainingWatcher(
             run_id,
@@ -196,6 +202,7 @@ class Run:
                     self._reference,
                     folder=self._folder.path,
                     checkpoints=self._folder.checkpoints,
+                    epochs=epochs,
                     on_event=to_all(watcher, shown),
                 )
         except BaseException as error:

@@ -338,7 +338,7 @@ def _json_rows(path: str, lines: _Lines, first: int) -> Iterator[dict[str, Any]]
 def _csv_rows(
     path: str, lines: _Lines, block: Block, taken: Mapping[str, Column]
 ) -> Iterator[dict[str, Any]]:
-    numbers = {name for name, column in taken.items() if column.kind == "number"}
+    kinds = {name: column.kind for name, column in taken.items()}
     header, number = block.header, block.first
     for cells in csv.reader(lines.texts(path), strict=True):
         if not cells:
@@ -349,7 +349,7 @@ def _csv_rows(
                 f"{len(cells)}"
             )
         yield {
-            name: tables.number(cell) if name in numbers else cell
+            name: tables.value_of(kinds.get(name, ""), cell)
             for name, cell in zip(header, cells, strict=True)
         }
         number += 1

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lepton_ray.data.csvs import MISSING
 from lepton_ray.data.schema import Schema
 from lepton_ray.serving.refusals import RefusedError
 from lepton_ray.serving.requests import SHOWN, Problem, RowsError
@@ -31,7 +32,7 @@ def from_csv(schema: Schema, body: bytes, max_rows: int) -> Rows:
         RefusedError: 422 when it is no CSV, 413 for too many rows.
         RowsError: for unknown columns, and lines of another length.
     """
-    numbers = {c.name for c in schema.columns if c.kind == "number"}
+    kinds = {c.name: c.kind for c in schema.columns}
     rows: Rows = []
     try:
         reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
@@ -45,10 +46,7 @@ def from_csv(schema: Schema, body: bytes, max_rows: int) -> Rows:
             if len(rows) == max_rows:
                 raise too_many_rows(max_rows)
             rows.append(
-                {
-                    name: number(cell) if name in numbers else cell
-                    for name, cell in zip(names, cells, strict=True)
-                }
+                {name: value_of(kinds[name], cell) for name, cell in zip(names, cells, strict=True)}
             )
     except (csv.Error, UnicodeDecodeError) as error:
         raise RefusedError(422, f"the body must be CSV in UTF-8: {error}") from None
@@ -112,10 +110,13 @@ def _names(schema: Schema, names: list[str]) -> list[str]:
     return names
 
 
-def number(cell: str) -> Any:
-    """An empty cell is a gap; a text that is no number stays one, for the check of rows to name."""
-    if not cell:
+def value_of(kind: str, cell: str) -> Any:
+    """What stands for nothing in a file to train on is a gap here; a text that is no number stays
+    one, for the check of rows to name."""
+    if kind in ("number", "date") and cell in MISSING:
         return None
+    if kind != "number":
+        return cell
     if cell.lower() in ("true", "false"):
         return cell.lower() == "true"
     try:

@@ -101,7 +101,13 @@ def boosting(dataset: Dataset, seed: int) -> Answers:
     model: Any = kind(random_state=seed)
     if dataset.schema.task == "multilabel":
         model = EachLabel(model)
-    return _answers(dataset, model.fit(train, dataset.train.y[rows]), test)
+    y = dataset.train.y[rows]
+    if dataset.schema.task == "classification":
+        # It keeps some of each class aside to know when to stop, and cannot of a single one.
+        more = np.bincount(y)[y] > 1
+        if len(np.unique(y[more])) > 1:
+            train, y = train[more], y[more]
+    return _answers(dataset, model.fit(train, y), test)
 
 
 class EachLabel:

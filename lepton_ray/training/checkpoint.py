@@ -71,6 +71,7 @@ class CheckpointFolder:
                 earlier ones are untouched.
         """
         folder = self._folder(step)
+        before = self._fs.get_file_info(f"{folder}/{MANIFEST}").type == pafs.FileType.File
         try:
             self._fs.create_dir(folder, recursive=True)
             with storage.writing(self._fs, f"{folder}/{DATA}") as file:
@@ -85,9 +86,11 @@ class CheckpointFolder:
             }
             storage.write(self._fs, f"{folder}/{MANIFEST}", json.dumps(manifest).encode())
         except (OSError, SafetensorError) as error:
-            self._remove(folder)
+            if not before:  # else it is whole, with what was measured before
+                self._remove(folder)
             raise CheckpointError(f"checkpoint of step {step} not written: {error}") from error
-        self._prune(step)
+        links = values.get("links") or [(0, "")]
+        self._prune(step, since=links[-1][0])
         return Saved(step=step, path=folder, bytes=size)
 
     def load_last(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -136,7 +139,7 @@ class CheckpointFolder:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{saved.path}: {error}") from error
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, step: int, since: int) -> None:
         for saved, whole in self._folders():
             if not whole and saved.step < step:
                 self._remove(saved.path)  # of a replica that was lost while it wrote
@@ -145,6 +148,7 @@ class CheckpointFolder:
             keep=self._keep,
             keep_every=self._keep_every,
             max_bytes=self._max_bytes,
+            since=since,
         ):
             self._remove(saved.path)
 
@@ -174,10 +178,23 @@ def copy_last(source: CheckpointFolder, target: CheckpointFolder) -> None:
 
 
 def expendable(
-    saved: Sequence[Saved], *, keep: int, keep_every: int | None, max_bytes: float
+    saved: Sequence[Saved],
+    *,
+    keep: int,
+    keep_every: int | None,
+    max_bytes: float,
+    since: int = 0,
 ) -> list[Saved]:
-    """Which checkpoints go, of those given oldest first; never the last."""
-    gone = [s for s in saved[:-keep] if keep_every is None or s.step % keep_every]
+    """Which checkpoints go, of those given oldest first; never the last.
+
+    Args:
+        since: the last step in which replicas were compared. Where more than one is kept, the last
+            one before it is: if they differ the next time, training goes back to it.
+    """
+    back = max((s.step for s in saved if s.step <= since), default=None) if keep > 1 else None
+    gone = [
+        s for s in saved[:-keep] if s.step != back and (keep_every is None or s.step % keep_every)
+    ]
     kept = [s for s in saved if s not in gone]
     while len(kept) > 1 and sum(s.bytes for s in kept) > max_bytes:
         gone.append(kept.pop(0))

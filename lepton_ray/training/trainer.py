@@ -66,8 +66,8 @@ class TrainResult:
 
     @property
     def digest(self) -> str:
-        """Last link of the chained digest."""
-        return self.links[-1][1]
+        """Last link of the chained digest; "" where training stopped before the first."""
+        return self.links[-1][1] if self.links else ""
 
 
 def train(

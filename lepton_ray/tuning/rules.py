@@ -167,11 +167,16 @@ class Median:
         if len(others) < ENOUGH:
             return ""
         median = statistics.median(statistics.fmean(c[:epoch]) for c in others)
-        best = min([value, *self._curves.get(number, [])])
+        best = min([_or_worst(value), *self._curves.get(number, [])])
         return f"worse than the median of {len(others)} at epoch {epoch}" if best > median else ""
 
     def note(self, number: int, epoch: int, value: float, stopped: bool) -> None:
-        self._curves.setdefault(number, []).append(value)
+        self._curves.setdefault(number, []).append(_or_worst(value))
 
     def finish(self, number: int, value: float) -> None:
         pass
+
+
+def _or_worst(value: float) -> float:
+    """A median of numbers and of one that is none would be none."""
+    return math.inf if math.isnan(value) else value

@@ -21,6 +21,7 @@ from lepton_ray.data.pretrained import is_pretrained
 from lepton_ray.errors import ExperimentError, nearest
 
 Space = Mapping[str, Distribution]
+NEAR = 1e-8  # as Optuna has it, of a number that is a whole number of steps
 MOVABLE = ("train.optimizer.", "train.clip")
 """Settings that may change in the middle of a training: no shape and no order depends on them."""
 
@@ -125,7 +126,14 @@ def contains(where: Distribution, value: Any) -> bool:
     if where.choice is not None:
         return value in where.choice
     low, high = where.corners
-    return isinstance(value, int | float) and low <= value <= high
+    if not isinstance(value, int | float) or not low <= value <= high:
+        return False
+    if where.randint is not None:
+        return float(value).is_integer()
+    if where.quniform is not None:
+        steps = (value - low) / where.quniform[2]
+        return bool(abs(steps - round(steps)) < NEAR)
+    return True
 
 
 def differences(ours: Space, theirs: Space) -> list[str]:
@@ -191,6 +199,12 @@ def check(experiment: Experiment) -> None:
                 f"tune.space.{path}: searcher pbt changes settings in the middle of a training, "
                 f"where only {' and '.join(m + ('*' if m.endswith('.') else '') for m in MOVABLE)} "
                 "can: take it out, or use another searcher"
+            )
+        if tune.searcher == "pbt" and (where.when or path == "train.optimizer.name"):
+            problems.append(
+                f"tune.space.{path}: searcher pbt moves settings of a training that goes on: its "
+                "optimizer stays, and conditions are not asked; take it out, or use another "
+                "searcher"
             )
     if problems:
         raise ExperimentError(experiment.name, problems)

@@ -72,7 +72,7 @@ class Trial(tune.Trainable):
         """Some epochs. A trial that raises ends with its error; the actor serves the next one."""
         rows: list[dict[str, float]] = []
         result: dict[str, Any] = {"epochs": rows, "first": self._done_epochs + 1, "done": False}
-        began = time.monotonic()
+        self._began = time.monotonic()
         try:
             with self._tail.keeping():
                 self._run(rows, result)
@@ -81,7 +81,7 @@ class Trial(tune.Trainable):
         except Exception:
             self._disband()
             result |= {"error": traceback.format_exc() + self._tail.text(), "done": True}
-        self._seconds += time.monotonic() - began
+        self._seconds += time.monotonic() - self._began
         return result | {"seconds": self._seconds}
 
     def cleanup(self) -> None:
@@ -158,7 +158,8 @@ class Trial(tune.Trainable):
         state = replica.state
         weights = state.final_weights()
         best = state.history[state.best_epoch] if state.best is not None else state.history[-1]
-        measured = {"parameters": float(_parameters(replica)), "seconds": self._seconds}
+        seconds = self._seconds + time.monotonic() - self._began
+        measured = {"parameters": float(_parameters(replica)), "seconds": seconds}
         if self._measures:
             model = state.evaluated.cpu()
             model.load_state_dict(weights)

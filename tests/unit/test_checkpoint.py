@@ -60,6 +60,37 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert [s.step for s in folder.list()] == [4, 5]
 
 
+def test_one_from_before_the_last_comparison_stays(tmp_path: Path) -> None:
+    """Where replicas turn out to differ, training goes back to it."""
+    folder = CheckpointFolder(str(tmp_path), keep=2)
+    for step in (30, 60, 90, 120):
+        links = [[50, "a"]] if step >= 60 else []
+        folder.save(step, tensors(step), {"step": step, "links": links})
+        assert folder.list()[0].step == 30
+    folder.drop_after(50)
+    assert folder.load_last()[1]["step"] == 30
+    for step in (60, 101, 110, 120):
+        folder.save(step, tensors(step), {"step": step, "links": [[100, "b"]]})
+    assert [s.step for s in folder.list()] == [60, 110, 120]
+
+
+def test_a_save_that_fails_leaves_an_earlier_one_of_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(str(tmp_path), keep=1)
+    folder.save(7, tensors(1.0), {"step": 7})
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    for step in (7, 8):
+        with pytest.raises(CheckpointError, match="no space left"):
+            folder.save(step, tensors(2.0), {"step": step})
+    assert [s.step for s in folder.list()] == [7]
+    assert torch.equal(folder.load_last()[0]["w"], tensors(1.0)["w"])
+
+
 def test_those_at_a_multiple_stay_besides_the_last_ones(tmp_path: Path) -> None:
     folder = CheckpointFolder(str(tmp_path), keep=2, keep_every=4)
     for step in range(1, 12):

@@ -91,6 +91,14 @@ def test_set_changes_any_dotted_path_and_reads_yaml_1_2_floats() -> None:
     assert experiment.model.params == {"width": 64}
 
 
+def test_yes_is_a_text_and_true_a_truth_value() -> None:
+    settings = ["train.class_weights={yes: 5, no: 1}", "data.preprocess.normalize=false"]
+    experiment = loads(SMALL, settings=settings)
+    assert experiment.train.class_weights == {"yes": 5, "no": 1}
+    assert experiment.data.preprocess.normalize is False
+    assert loads(render(experiment)) == experiment
+
+
 def test_set_refuses_what_the_file_may_not_say() -> None:
     assert "train.epocs" in problems(SMALL, "train.epocs=3")[0]
     assert "PATH=VALUE" in problems(SMALL, "train.epochs")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from lepton_ray import data
 from lepton_ray.config.schema import ImageData, Split, TableData
-from lepton_ray.data import order
+from lepton_ray.data import image_arrays, order
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.split import divide
 from lepton_ray.errors import DataError
@@ -157,6 +158,30 @@ def test_bad_images_are_refused(tmp_path: Path, arrays: dict, said: str) -> None
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=said):
         data.load(ImageData(kind="image", source=str(tmp_path / "a.npz")))
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "whole.npz", x=np.zeros((20, 4, 4)), y=np.arange(20) % 2)
+    content = (tmp_path / "whole.npz").read_bytes()
+    for number, damaged in enumerate((b"", content[:200], b"text")):
+        path = tmp_path / f"{number}.npz"
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read as .npz"):
+            data.load(ImageData(kind="image", source=str(path)))
+    head = b"\0\0\x08\x01" + (20).to_bytes(4, "big")
+    packed = gzip.compress(head + bytes(20))
+    for damaged, said in ((packed[:20], "cannot be read"), (gzip.compress(head), "holds 0 values")):
+        for stem in image_arrays.IDX_FILES.values():
+            (tmp_path / f"{stem}.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=said):
+            data.load(ImageData(kind="image", source=str(tmp_path)))
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_a_table_of_a_header_only_is_named(tmp_path: Path, task: str) -> None:
+    (tmp_path / "t.csv").write_text("a,y\n")
+    with pytest.raises(DataError, match="holds no samples"):
+        data.load(TableData(kind="table", source=str(tmp_path / "t.csv"), target="y", task=task))
 
 
 def test_missing_data_says_where_it_looked() -> None:

@@ -157,6 +157,23 @@ def test_the_last_of_each_user_tests_and_the_one_before_validates(tmp_path: Path
             assert [dataset.schema.items[i] for i in np.flatnonzero(part.y[row] == 1)] == [item]
 
 
+def test_of_repeated_interactions_the_latest_counts(tmp_path: Path) -> None:
+    """Also in a file whose newest rows come first."""
+    made = taken(frame())
+    older = made.assign(at=made["at"] - 1000)
+    for number, both in enumerate([[made, older], [older, made]]):
+        dataset = load(tmp_path / f"{number}.csv", pd.concat(both), task="ranking", time="at")
+        plain = load(tmp_path / "plain.csv", made, task="ranking", time="at")
+        assert sorted(map(tuple, dataset.test.y)) == sorted(map(tuple, plain.test.y))
+
+
+def test_dates_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
+    made = taken(frame())
+    made["at"] = [f"{1 + n % 28:02}/02/2020" for n in range(len(made))]
+    with pytest.raises(DataError, match=r"neither numbers nor dates.*write dates as 2024-01-31"):
+        load(tmp_path / "r.csv", made, task="ranking", time="at")
+
+
 def test_a_split_by_time_tests_the_latest(tmp_path: Path) -> None:
     made = frame()
     load(tmp_path / "r.csv", made, time="at", split={"by": "time"})

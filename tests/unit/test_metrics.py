@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn import metrics as reference
@@ -65,6 +68,20 @@ def test_a_regression_learns_in_units_of_the_training_targets_and_answers_in_its
     assert float(task.loss(outputs, y)) == pytest.approx((0 + 4) / 2)
     truth = data.Samples(x=dataset.test.x[:2], y=y.numpy())
     assert task.measure(task.answers(outputs, truth), truth)["loss"] == pytest.approx(2.0)
+
+
+def test_a_class_of_one_sample_does_not_stop_the_boosting(tmp_path: Path) -> None:
+    """Above ten thousand rows it keeps some of each class aside."""
+    n = 15_000
+    kind = np.where(np.arange(n) % 2, "even", "odd")
+    kind[:2] = "rare"
+    pd.DataFrame({"x": np.arange(n) % 100, "y": kind}).to_csv(tmp_path / "t.csv", index=False)
+    dataset = data.load(TableData(kind="table", source=str(tmp_path / "t.csv"), target="y"))
+    rare = np.flatnonzero(dataset.train.y == dataset.schema.classes.index("rare"))
+    dataset.train.y[rare[1:]] = 0
+    assert np.bincount(dataset.train.y).min() == 1
+    answers = baselines.boosting(dataset, 0)
+    assert answers.sum(axis=1) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

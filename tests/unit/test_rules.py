@@ -124,6 +124,15 @@ def test_the_median_rule_needs_three_others() -> None:
     assert rule.judge(3, 2, 9.0) == "", "its best so far counts"
 
 
+def test_a_curve_that_is_no_number_does_not_stop_the_rule() -> None:
+    rule = Median()
+    for number, value in enumerate([0.5, math.nan, 0.6, 0.7]):
+        rule.note(number, 1, value, stopped=False)
+    assert rule.judge(4, 1, 0.9).startswith("worse than the median")
+    assert rule.judge(4, 1, math.nan).startswith("worse than the median")
+    assert rule.judge(4, 1, 0.55) == ""
+
+
 def test_not_a_number_stops_at_once(tmp_path: Path) -> None:
     played = Player(
         experiment(trials=3, scheduler="asha"), tmp_path, play=lambda p, e: math.nan

@@ -74,6 +74,16 @@ def test_a_changed_experiment_is_not_resumed(tmp_path: Path) -> None:
         RunFolder.find_unfinished(changed, "train")
 
 
+def test_a_run_is_of_one_data_set(tmp_path: Path) -> None:
+    folder = RunFolder.create(experiment(str(tmp_path)), "train")
+    folder.is_of_data("a" * 64)
+    folder.is_of_data("a" * 64)
+    again = RunFolder.open(folder.uri)
+    with pytest.raises(InputError, match="digest aaaaaaaaaaaa, now bbbbbbbbbbbb"):
+        again.is_of_data("b" * 64)
+    assert again.recall("data_digest") == "a" * 64
+
+
 @pytest.mark.parametrize("storage", ["nowhere://bucket/x", "/proc/nowhere"])
 def test_a_storage_that_cannot_be_used_is_named(storage: str) -> None:
     with pytest.raises(StoreError, match=f"storage '{storage}"):

@@ -136,6 +136,11 @@ def _repeat(made: pd.DataFrame) -> pd.DataFrame:
             "1 of 288 times in 'when' are no dates, the first is 'noon' in row 5",
         ),
         (
+            lambda f: f.assign(when=f.when.where(f.index != 5, "01/02/2024 05:00")),
+            {},
+            "the first is '01/02/2024 05:00' in row 5: write all of them as 2024-01-31",
+        ),
+        (
             lambda f: f.assign(when=f.when.where(f.index != 5, "2024-01-01 05:20:00")),
             {},
             "must be h apart, but 2024-01-01T05:20:00 lies between two",
@@ -351,6 +356,7 @@ def test_a_window_is_answered_with_a_list_of_numbers(cars: tuple[Runtime, data.D
         ({"rain": [None] + [0.0] * 23}, r"\(this has 1 gaps\)"),
         ({"when": "noon"}, "must be a time, such as 2024-01-31T13:00"),
         ({"when": 5}, "must be a time"),
+        ({"when": "01/03/2020"}, "must be a time"),
         ({"cars": None}, "must be a list"),
     ],
 )

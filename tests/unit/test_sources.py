@@ -132,6 +132,7 @@ def test_a_source_that_is_none_is_named(parts: Path, source: str, said: str) -> 
         ("a,y\n1,p\n2,q,r\n", "Expected 2 columns, got 3"),
         ("", "is empty: a CSV starts with a line that names its columns"),
         ("a,y,a\n1,p,2\n", "a column is named once, but 'a' is there twice"),
+        ('"price\n(EUR)",y\n1,p\n', "the name of a column is one line"),
         (b"a,y\n1,caf\xe9\n", "must be in UTF-8, but has byte 0xe9 .*iconv -t utf-8"),
         (b"a,caf\xe9\n1,p\n", "must be in UTF-8, but has byte 0xe9"),
     ],
@@ -157,6 +158,21 @@ def test_cells_become_what_all_of_a_column_are(tmp_path: Path) -> None:
     assert frame["code"].tolist() == ["007", "12"]
     assert frame["text"].tolist() == ['a, "b"\nc', "NA"]
     assert np.isnan(frame["gap"][1])
+
+
+def test_whole_numbers_that_no_float_holds_stay_texts_beside_a_gap(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,y\n9007199254740993,1\n,0\n")
+    frame = frames.read(str(tmp_path / "t.csv"))
+    assert frame["id"].fillna("").tolist() == ["9007199254740993", ""]
+
+
+def test_a_word_for_nothing_is_a_word_among_words(tmp_path: Path) -> None:
+    """Of numbers it is a gap: NA is Namibia, too, and None a class."""
+    (tmp_path / "t.csv").write_text("n,word,code\n1,NA,NA\nNA,EU,None\n3,,\n")
+    frame = frames.read(str(tmp_path / "t.csv"), as_written=["code"])
+    assert frame["n"].fillna(-1).tolist() == [1, -1, 3]
+    assert frame["word"].fillna("").tolist() == ["NA", "EU", ""]
+    assert frame["code"].fillna("").tolist() == ["NA", "None", ""]
 
 
 def test_rows_behind_many_blocks_are_of_one_type(tmp_path: Path, monkeypatch: Any) -> None:

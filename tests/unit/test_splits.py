@@ -68,6 +68,12 @@ def test_by_time_the_latest_rows_are_the_test(tmp_path: Path) -> None:
     assert not any("backwards" in note for note in dataset.notes)
 
 
+def test_where_nearly_all_rows_have_the_earliest_time_it_is_told() -> None:
+    times = np.array([2023.0] * 85 + [2024.0] * 15)
+    with pytest.raises(DataError, match="85 samples have the same time"):
+        divide(np.arange(100.0), Split(test=0.2, time="t"), None, times=times)
+
+
 def test_rows_of_one_time_stay_together() -> None:
     times = np.array([1.0] * 10 + [2.0] * 10 + [3.0] * 10)
     split = Split(test=0.2, validation=0.2, time="t")

@@ -16,10 +16,11 @@ from safetensors.numpy import save_file
 
 from lepton_ray import data, models
 from lepton_ray.config.schema import Model, TableData
-from lepton_ray.data import dates, room
+from lepton_ray.data import dates, room, spread
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.errors import DataError, ExperimentError
 from lepton_ray.serving.requests import RowsError, columns_of
+from lepton_ray.serving.tables import from_csv
 from lepton_ray.training.tasks import task_of
 from tests import apps
 
@@ -145,13 +146,42 @@ def test_dates_in_a_form_of_their_own(tmp_path: Path) -> None:
         load(tmp_path, frame, types={"joined": "date"})
 
 
+def test_a_cell_says_the_same_in_training_and_in_a_request(tmp_path: Path) -> None:
+    frame = rows(city=["NA", "Rom", ""] * (N // 3))
+    frame.loc[::5, "income"] = np.nan
+    frame.loc[1::7, "joined"] = None
+    text = frame.fillna("n/a").to_csv(index=False)
+    (tmp_path / "t.csv").write_text(text)
+    preprocess = {"missing": "median"}
+    section = {"kind": "table", "source": str(tmp_path / "t.csv"), "target": "y"}
+    dataset = data.load(TableData.model_validate({**section, "preprocess": preprocess}))
+    schema = dataset.schema
+    assert schema.columns[1].categories == ("", "NA", "Rom")
+    assert {c.name: c.kind for c in schema.columns}["joined"] == "date"
+    lines = [line.rpartition(",")[0] for line in text.splitlines()]
+    body = "\n".join(lines).encode()
+    asked = columns_of(schema, from_csv(schema, body, len(lines)))
+    again = dataset.preprocess.apply(asked)
+    everything = np.concatenate([dataset.train.x, dataset.validation.x, dataset.test.x])
+    assert len(again) == len(everything) == N
+    np.testing.assert_array_equal(np.sort(again, axis=0), np.sort(everything, axis=0))
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1_000_000.1, 0.0])
+def test_what_is_always_the_same_has_no_scale(value: float) -> None:
+    values = np.full(1000, value)
+    for given in (values, values.astype(np.float32), np.stack([values, values], axis=1)):
+        assert not spread.deviation(given, axis=0).any()
+    assert spread.deviation(np.append(values, value + 1e-6)) > 0
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "2024-01-31", "20240131", "2024-01-31 10:00", "2024-01-31T10:00:00.123Z",
         "2024-01-31T10:00:00.1234567", "1500-01-01", "9999-12-31", "9999-12-31T23:59:59-23:59",
         "0001-01-01T00:00:00+23:59", "2024-W05-3", "2024-01-31T10:00:00,5", "2024-01-31x10:00",
-        "2024-01-31T10:00:00+01:00:30", "2024-02-30", "31.01.2024", "",
+        "2024-01-31T10:00:00+01:00:30", "2024-01", "2024", "2024-02-30", "31.01.2024", "",
     ],
 )  # fmt: skip
 def test_a_date_is_taken_if_it_can_be_read(text: str) -> None:

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from lepton_ray.config.schema import Experiment
+from lepton_ray.config.schema import Distribution, Experiment
 from lepton_ray.errors import ExperimentError
 from lepton_ray.tuning import space
 from lepton_ray.tuning.journal import Journal, Report, TrialStart
@@ -287,10 +287,35 @@ def test_what_does_not_fit_together_is_refused(tune: dict, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("where", "inside", "outside"),
+    [
+        ({"quniform": [0.0, 0.5, 0.1]}, [0.0, 0.3, 0.5], [0.123, 0.6]),
+        ({"randint": [1, 9]}, [1, 4.0, 9], [4.5, 10]),
+        ({"uniform": [0.0, 0.5]}, [0.123], [0.6, "a"]),
+        ({"choice": ["a", 1]}, ["a", 1], ["b", 0.5]),
+    ],
+)
+def test_what_a_distribution_contains_is_what_it_draws(
+    where: dict, inside: list, outside: list
+) -> None:
+    """An earlier study's values are told to the searcher if they lie in this one's space."""
+    of = Distribution(**where)
+    assert [space.contains(of, value) for value in inside] == [True] * len(inside)
+    assert [space.contains(of, value) for value in outside] == [False] * len(outside)
+
+
+@pytest.mark.parametrize(
     ("tune", "said"),
     [
         ({"searcher": "grid"}, "searcher grid tries all values, but these have no end"),
         ({"searcher": "pbt"}, "only train.optimizer.* and train.clip can"),
+        (
+            {
+                "searcher": "pbt",
+                "space": {"train.optimizer.name": {"choice": ["adamw", "sgd"]}},
+            },
+            "its optimizer stays",
+        ),
     ],
 )
 def test_a_searcher_refuses_a_space_it_cannot_search(tune: dict, said: str) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from lepton_ray.config.schema import TablePreprocess
-from lepton_ray.data import preprocess
+from lepton_ray.data import preprocess, spread
 from lepton_ray.data.hands import Own
 from lepton_ray.data.interactions.source import Interactions
 from lepton_ray.data.preprocess import Preprocess
@@ -224,7 +224,7 @@ def fit(
             number, taken = users.numbers.get(one, 0), items.numbers.get(other, 0)
             if number and taken:
                 seen[number].add(taken)
-    deviation = float(train.rating.std())
+    deviation = float(spread.deviation(train.rating))
     return InteractionFit(
         user=users,
         item=items,

@@ -73,7 +73,11 @@ def read(data: InteractionData, hands: Hands | None = None) -> Interactions:
     notes = []
     if data.task == "ranking":
         n = len(frame)
-        frame = frame.drop_duplicates([data.user, data.item], keep="last", ignore_index=True)
+        if data.time is not None:  # the latest counts, in whichever order they are written
+            when = _times(data, frame[data.time])
+            frame = frame.iloc[np.argsort(when, kind="stable")]
+        frame = frame.drop_duplicates([data.user, data.item], keep="last")
+        frame = frame.sort_index().reset_index(drop=True)
         if len(frame) < n:
             notes.append(f"{n - len(frame):,} of {n:,} interactions are repeated and count once")
     elif repeated := int(frame.duplicated([data.user, data.item]).sum()):
@@ -151,13 +155,13 @@ def _times(data: InteractionData, values: pd.Series) -> npt.NDArray[np.float64]:
 
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.isna().any():
-        dates = pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+        dates = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
         bad = np.flatnonzero(dates.isna())
         if len(bad):
             raise DataError(
                 f"{data.source}: {len(bad)} of {len(values)} times in {data.time!r} are neither "
                 f"numbers nor dates, the first is {shown(values.iloc[bad[0]])} in row {bad[0]}: "
-                "repair or drop them"
+                "write dates as 2024-01-31 or 2024-01-31T13:00, or drop them"
             )
         numbers = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
     found: npt.NDArray[np.float64] = numbers.to_numpy(dtype=np.float64)

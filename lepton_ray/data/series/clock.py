@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ WEEK_S = 7 * DAY_S
 YEAR_S = 365.25 * DAY_S
 HARMONICS = {"day": 4, "year": 2}
 UNITS = {"D": DAY_S, "h": 3600, "min": 60, "s": 1}
+_YEAR_FIRST = re.compile(r"\s*\d{4}(\D|\d\d|$)")
 EXAMPLES = "as pandas writes it, such as h, 15min, D, 7D, or MS for months"
 
 
@@ -138,6 +140,8 @@ def parse(value: Any) -> np.datetime64:
 
     if isinstance(value, bool | int | float):
         raise ValueError("a number is no time")
+    if isinstance(value, str) and not _YEAR_FIRST.match(value):
+        raise ValueError("a day or a month first is read in one way or the other")
     stamp = pd.Timestamp(value)
     if stamp is pd.NaT:
         raise ValueError("no time")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_ray.config.schema import SeriesData
+from lepton_ray.data import spread
 from lepton_ray.data.dataset import Dataset, Samples
 from lepton_ray.data.hands import Hands
 from lepton_ray.data.schema import Column, Schema
@@ -217,7 +218,7 @@ def _fit(data: SeriesData, read: Source, end: np.datetime64) -> SeriesFit:
                 f"before {end}, where validation begins: leave it out, or begin later"
             )
         means.append(present.mean())
-        deviations.append(present.std())
+        deviations.append(float(spread.deviation(present)))
         steps = np.abs(values[season:] - values[:-season]) if len(values) > season else values[:0]
         steps = steps[~np.isnan(steps)]
         naive.append(steps.mean() if len(steps) else 0.0)
@@ -239,7 +240,7 @@ def _fit(data: SeriesData, read: Source, end: np.datetime64) -> SeriesFit:
             "deviation": _above_zero(np.array(deviations)),
             "naive": _above_zero(np.array(naive)),
             "covariate_mean": stacked.mean(axis=0),
-            "covariate_deviation": _above_zero(stacked.std(axis=0)),
+            "covariate_deviation": _above_zero(spread.deviation(stacked, axis=0)),
         },
     )
 

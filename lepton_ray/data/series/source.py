@@ -100,13 +100,13 @@ def times_of(source: str, values: pd.Series) -> pd.Series:
             f"{source}: the times in {values.name!r} must be dates, such as 2024-01-31 13:00, but "
             f"are numbers, such as {shown(values.iloc[0])}: convert them"
         )
-    found = pd.to_datetime(values, errors="coerce", utc=True)
+    found = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
     bad = np.flatnonzero(found.isna())
     if len(bad):
         raise DataError(
             f"{source}: {len(bad)} of {len(values)} times in {values.name!r} are no dates, the "
-            f"first is {shown(values.iloc[bad[0]])} in row {bad[0]}: write all of them in one "
-            "form, such as 2024-01-31 13:00"
+            f"first is {shown(values.iloc[bad[0]])} in row {bad[0]}: write all of them as "
+            "2024-01-31 or 2024-01-31 13:00"
         )
     return found.dt.tz_localize(None).astype("datetime64[s]")
 
