@@ -25,13 +25,25 @@ IDX_FILES = {
 }
 
 
-def sklearn_images(name: str) -> tuple[dict[str, Array], float]:
+def sklearn_images(name: str) -> tuple[dict[str, Array], tuple[float, float]]:
+    """The arrays, and the ends of their numbers."""
     if name != "digits":
         raise DataError(f"data.source 'sklearn:{name}' is not an image set; known: sklearn:digits")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return {"x": digits.images.astype(np.float32), "y": digits.target}, 16.0
+    return {"x": digits.images.astype(np.float32), "y": digits.target}, (0.0, 16.0)
+
+
+def ends_of(x: Array) -> tuple[float | None, float | None]:
+    """Between which numbers those of images lie: 0 and 255, 0 and 1, or of no known range, as where
+    they were standardized before."""
+    if x.dtype == np.uint8 or not len(x):
+        return 0.0, 255.0
+    least, most = float(x.min()), float(x.max())
+    if least < 0 or most > 255:
+        return None, None
+    return 0.0, 1.0 if most <= 1 else 255.0
 
 
 def npz(path: Path) -> dict[str, Array]:

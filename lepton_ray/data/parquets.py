@@ -84,6 +84,8 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 def _type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
+    if pa.types.is_decimal(kind):
+        return pa.float64()
     return pa.large_string() if pa.types.is_string(kind) else kind
 
 

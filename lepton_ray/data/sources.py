@@ -109,7 +109,7 @@ def _read_images(data: ImageData, pixels: Pixels | None) -> Raw:
                 "leave it out"
             )
     if data.source.startswith("sklearn:"):
-        arrays, high = image_arrays.sklearn_images(data.source.removeprefix("sklearn:"))
+        arrays, ends = image_arrays.sklearn_images(data.source.removeprefix("sklearn:"))
     else:
         if not path.exists():
             raise DataError(
@@ -117,7 +117,7 @@ def _read_images(data: ImageData, pixels: Pixels | None) -> Raw:
                 "for Fashion-MNIST run: python experiments/fetch.py fashion-mnist"
             )
         arrays = image_arrays.idx_folder(path) if path.is_dir() else image_arrays.npz(path)
-        high = 255.0
+        ends = None
     train, test = (arrays.get("x_train"), arrays.get("x_test"))
     if train is not None:
         x = np.concatenate([train, test]) if test is not None else train
@@ -140,7 +140,8 @@ def _read_images(data: ImageData, pixels: Pixels | None) -> Raw:
             raise DataError(
                 f"{data.source}: {bad} of {len(x)} images hold NaN or infinity: drop or repair them"
             )
-    column = Column(name="image", kind="image", shape=x.shape[1:], low=0.0, high=high)
+    low, high = ends or image_arrays.ends_of(x)
+    column = Column(name="image", kind="image", shape=x.shape[1:], low=low, high=high)
     names, found = image_arrays.labels_of(data.source, y, arrays.get("labels"))
     return Raw(
         columns={"image": x},

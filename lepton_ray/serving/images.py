@@ -29,6 +29,9 @@ def decode(
     Raises:
         ImageError: see `images.decode`.
     """
+    if column.low is None and not column.resized:
+        rule = "the model was trained on numbers of no known range: send an image as numbers"
+        raise ImageError(rule, "a file")
     found = images.decode(content, column.shape, resized=column.resized, formats=formats)
     pixels = found.astype(np.float32)
     low, high = column.low or 0.0, 255.0 if column.high is None else column.high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +95,8 @@ def _value(column: Column, row: Mapping[str, Any], position: int, problems: list
     value = row[column.name]
     if column.kind == "date" and isinstance(value, datetime.date):  # as Arrow and pandas have it
         value = "" if value != value else value.isoformat()  # NaT is no time, nor itself
+    if isinstance(value, decimal.Decimal):  # as Arrow has a database's
+        value = float(value)
     if column.kind == "image":
         value = _image(column, value)
         rule = value if isinstance(value, str) else ""

@@ -137,6 +137,7 @@ def _check(schema: Schema, given: pa.Schema) -> None:
         of = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         text = pa.types.is_string(of) or pa.types.is_large_string(of)
         number = pa.types.is_integer(of) or pa.types.is_floating(of) or pa.types.is_boolean(of)
+        number = number or pa.types.is_decimal(of)
         date = column.name in dates and pa.types.is_temporal(of)
         if not text and not date and not (number and not pa.types.is_dictionary(column.type)):
             rule = "a column holds numbers or texts"

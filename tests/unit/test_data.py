@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from lepton_ray import data
 from lepton_ray.config.schema import ImageData, Split, TableData
 from lepton_ray.data import image_arrays, order
+from lepton_ray.data.images import ImageError
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.data.split import divide
 from lepton_ray.errors import DataError
+from lepton_ray.serving import images
+from lepton_ray.serving.requests import columns_of
 
 DIGITS = ImageData(kind="image", source="sklearn:digits")
 
@@ -158,6 +163,30 @@ def test_bad_images_are_refused(tmp_path: Path, arrays: dict, said: str) -> None
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=said):
         data.load(ImageData(kind="image", source=str(tmp_path / "a.npz")))
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "ends"),
+    [(255, 0, (0, 255)), (1, 0, (0, 1)), (2, -1, (None, None)), (999, 0, (None, None))],
+)
+def test_an_array_of_images_has_the_range_of_its_numbers(
+    tmp_path: Path, scale: float, shift: float, ends: tuple
+) -> None:
+    """A file that is sent to an endpoint is brought to it, or refused."""
+    x = np.linspace(0, 1, 20 * 16).reshape(20, 4, 4) * scale + shift
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(20) % 2)
+    dataset = data.load(ImageData(kind="image", source=str(tmp_path / "a.npz")))
+    (column,) = dataset.schema.columns
+    assert (column.low, column.high) == ends
+    white = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 255, np.uint8)).save(white, "PNG")
+    if ends == (None, None):
+        with pytest.raises(ImageError, match="no known range"):
+            images.decode(column, white.getvalue())
+    else:
+        assert images.decode(column, white.getvalue()).max() == ends[1]
+    asked = columns_of(dataset.schema, [{"image": image.tolist()} for image in x])
+    assert len(asked["image"]) == 20, "it can be asked about what it was trained on"
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

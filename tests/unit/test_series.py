@@ -14,12 +14,13 @@ from lepton_ray import data, models
 from lepton_ray.config import render, validate
 from lepton_ray.config.load import loads
 from lepton_ray.config.schema import Experiment, Model, SeriesData
+from lepton_ray.data import fitted as fitted_
 from lepton_ray.data.series.clock import Clock, guess
 from lepton_ray.data.series.load import Windows
 from lepton_ray.errors import DataError, ExperimentError
 from lepton_ray.pipeline import checks
 from lepton_ray.serving import package
-from lepton_ray.serving.requests import RowsError
+from lepton_ray.serving.requests import RowsError, columns_of
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.training import baselines, forecasts
 from lepton_ray.training.loop import Replica
@@ -216,6 +217,19 @@ def test_no_window_forecasts_across_two_parts(tmp_path: Path) -> None:
     scaled = dataset.train.fitted.tensors["mean"][0]
     made = frame()
     assert scaled == pytest.approx(made.cars[: 24 * 19].mean()), "of the training part only"
+
+
+@pytest.mark.parametrize(("gaps", "told"), [("mask", 0.0), ("last", 1.0)])
+def test_a_request_s_gap_is_told_as_in_training(tmp_path: Path, gaps: str, told: float) -> None:
+    made = frame(288).drop(index=[30])
+    dataset = load(tmp_path / "s.csv", made, preprocess={"gaps": gaps})
+    dataset.preprocess.save(tmp_path)
+    (row,) = package.rows(dataset.schema, dataset.test_columns, 1)
+    row["cars"] = [*row["cars"][:-1], None]
+    for fitted in (dataset.preprocess, fitted_.load(tmp_path)):
+        x = fitted.apply(columns_of(dataset.schema, [row]))
+        assert x[0, 1, :HISTORY].tolist() == [1.0] * (HISTORY - 1) + [told]
+        assert x[0, 0, HISTORY - 1] == x[0, 0, HISTORY - 2], "the value before it"
 
 
 def test_a_window_holds_what_it_says(tmp_path: Path) -> None:

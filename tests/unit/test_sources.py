@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+import io
 import os
 import subprocess
 import sys
@@ -17,7 +19,10 @@ import pytest
 from lepton_ray import data
 from lepton_ray.config.schema import TableData
 from lepton_ray.data import csvs, frames
+from lepton_ray.data.schema import Column, Schema
 from lepton_ray.errors import DataError
+from lepton_ray.serving.requests import columns_of
+from lepton_ray.serving.tables import from_parquet
 from tests import hub
 
 
@@ -164,6 +169,18 @@ def test_whole_numbers_that_no_float_holds_stay_texts_beside_a_gap(tmp_path: Pat
     (tmp_path / "t.csv").write_text("id,y\n9007199254740993,1\n,0\n")
     frame = frames.read(str(tmp_path / "t.csv"))
     assert frame["id"].fillna("").tolist() == ["9007199254740993", ""]
+
+
+def test_decimals_of_a_database_are_numbers(tmp_path: Path) -> None:
+    prices = pa.array([decimal.Decimal("1.50"), None, decimal.Decimal("2.25")], pa.decimal128(9, 2))
+    pq.write_table(pa.table({"price": prices, "y": ["a", "b", "a"]}), tmp_path / "t.parquet")
+    frame = frames.read(str(tmp_path / "t.parquet"))
+    assert frame["price"].fillna(-1).tolist() == [1.5, -1, 2.25]
+    schema = Schema(columns=(Column(name="price", kind="number", optional=True),), target="y")
+    body = io.BytesIO()
+    pq.write_table(pa.table({"price": prices}), body)
+    asked = columns_of(schema, from_parquet(schema, body.getvalue(), 10, 1 << 20))
+    assert np.nan_to_num(asked["price"], nan=-1).tolist() == [1.5, -1, 2.25]
 
 
 def test_a_word_for_nothing_is_a_word_among_words(tmp_path: Path) -> None:

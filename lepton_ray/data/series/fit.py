@@ -49,6 +49,8 @@ class SeriesFit:
     horizon: int
     known: tuple[str, ...]
     past: tuple[str, ...]
+    masked: bool = True
+    """Whether the model is told where a value was filled in (``gaps: mask``)."""
     tensors: Mapping[str, npt.NDArray[np.float64]]
     """``mean``, ``deviation`` and ``naive`` (the mean error of repeating the last season) of each
     series, ``covariate_mean`` and ``covariate_deviation`` of the known and past covariates."""
@@ -128,7 +130,7 @@ class SeriesFit:
         # Too large for float32 becomes infinite, and the answer is refused for it.
         with np.errstate(over="ignore"):
             x[:, VALUE, :history] = self.scale(filled(values), series)
-            x[:, MEASURED, :history] = ~np.isnan(values)
+            x[:, MEASURED, :history] = ~np.isnan(values) if self.masked else 1.0
             x[:, SERIES] = series[:, None]
             at = SERIES + 1 + len(self.past)
             x[:, SERIES + 1 : at, :history] = np.moveaxis(
@@ -169,6 +171,7 @@ class SeriesFit:
             "horizon": self.horizon,
             "known": self.known,
             "past": self.past,
+            "masked": self.masked,
             "columns": [asdict(c) for c in self.columns],
         }
         (folder / "preprocess.json").write_text(json.dumps(value, indent=1))
@@ -185,6 +188,7 @@ class SeriesFit:
             horizon=value["horizon"],
             known=tuple(value["known"]),
             past=tuple(value["past"]),
+            masked=value.get("masked", True),
             tensors=load_file(folder / "preprocess.safetensors"),
         )
 

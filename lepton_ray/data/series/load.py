@@ -235,6 +235,7 @@ def _fit(data: SeriesData, read: Source, end: np.datetime64) -> SeriesFit:
         horizon=data.horizon,
         known=data.covariates.known,
         past=data.covariates.past,
+        masked=data.preprocess.gaps != "last",
         tensors={
             "mean": np.array(means),
             "deviation": _above_zero(np.array(deviations)),
