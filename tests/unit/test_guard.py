@@ -497,17 +497,17 @@ def test_a_request_id_goes_back_and_into_the_log(people: Runtime, given: str, ke
 def test_the_access_log_has_a_line_a_request_and_nothing_that_was_sent(people: Runtime) -> None:
     app, headers = keyed(people)
     secret = headers["predict"]["authorization"]
-    for path in ("/predict?token=Hidden", "/Hidden"):
+    for path in ("/predict", "/predict?token=Hidden", "/Hidden"):
         row = {"age": 1, "city": "Hidden"}
         app.post(path, json={"rows": [row]}, headers=headers["predict"])
-    assert len(app.lines) == 2
+    assert [line["status"] for line in app.lines] == [200, 422, 404]
     text = json.dumps(app.lines)
     assert "Hidden" not in text
     assert secret.split("-")[2] not in text
     line = app.lines[0]
     assert (line["route"], line["status"], line["rows"], line["version"]) == ("/predict", 200, 1, 3)
     assert line["key"] == secret.split("-")[1]
-    assert app.lines[1]["route"] == "none"
+    assert app.lines[2]["route"] == "none"
 
 
 def test_the_metrics_count_requests_rows_errors_and_versions(people: Runtime) -> None:
