@@ -124,7 +124,8 @@ def test_health_and_openapi(url: str) -> None:
     body = httpx.get(f"{url}/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]
     row = body["content"]["application/json"]["schema"]["properties"]["rows"]["items"]
     assert row["required"] == ["image"]
-    assert row["properties"]["image"]["maxItems"] == 8
+    numbers, file = row["properties"]["image"]["anyOf"]
+    assert (numbers["maxItems"], file["contentEncoding"]) == (8, "base64")
     assert httpx.get(f"{url}/docs").status_code == 200
 
 
