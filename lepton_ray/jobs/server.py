@@ -21,6 +21,8 @@ CONNECT_S = 10.0
 REQUEST_S = 60.0
 RECONNECT_S = 600.0  # a head that restarts, a laptop that sleeps
 PAUSE_S = 2.0
+READY_S = 120.0
+NOT_READY = "No available agent"  # of Ray, which starts jobs; the server answers before it is there
 FORWARD = "`ray dashboard cluster/aws.yaml` forwards it to http://127.0.0.1:8265"
 
 
@@ -110,8 +112,15 @@ class Server:
             return None
 
     def submit(self, **options: Any) -> str:
-        """See `JobSubmissionClient.submit_job`."""
-        return str(self._client.submit_job(**options))
+        """See `JobSubmissionClient.submit_job`; waits for a cluster that has only just started."""
+        end = time.monotonic() + READY_S
+        while True:
+            try:
+                return str(self._client.submit_job(**options))
+            except RuntimeError as error:
+                if NOT_READY not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(PAUSE_S)
 
     def delete(self, name: str) -> None:
         self._client.delete_job(name)
