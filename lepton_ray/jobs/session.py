@@ -15,33 +15,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
-from ray._private.node import Node
-from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
 from ray.exceptions import RayError
-from ray.experimental.internal_kv import _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lepton_ray.config.schema import Serve, Workers
 from lepton_ray.errors import ClusterError
-from lepton_ray.jobs import cluster_file, proxy
-from lepton_ray.priority import RAY, look_after
+from lepton_ray.jobs import cluster_file, embedded
 from lepton_ray.training import processor
-from lepton_ray.training.elasticity import NO_DASHBOARD, SPOT
+from lepton_ray.training.elasticity import SPOT
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5
 PROBE_S = 60  # for a process to start on every node
-# What replicas and trials load, in the processes that Ray starts before they are asked for: one for
-# each processor, and ten take a gigabyte.
-PRELOAD = {"RAY_preload_python_modules": "torch,ray.train,ray.tune"}
-PRELOAD_UP_TO = 16  # processors
-# Nobody reads the counts of a Ray that ends with its command, and every process of it sends them.
-UNCOUNTED = {"RAY_enable_metrics_collection": "0"}
-NOT_STARTED = ("start_monitor", "start_log_monitor", "start_api_server")
-AGENT = "ray::DashboardAgent"  # tells of the node; no task and no request waits for it
+NOT_REACHED = (
+    "no Ray cluster at {!r}: {}; leave --address and RAY_ADDRESS out to use an embedded one"
+)
 
 _started_here = False  # whether the Ray of this process is the embedded one
 
@@ -70,11 +60,11 @@ def session(address: str | None = None, *, trains: bool = False) -> Iterator[Non
     on_terminate = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     with contextlib.ExitStack() as held:
-        folder = None
-        if not address:
+        if address:
+            _connect(address, options)
+        else:
             folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lepton-")))
-            options |= {"num_cpus": os.cpu_count(), "include_dashboard": False}
-        _init(address, folder, held, options, trains=trains)
+            embedded.start(folder, held, options, trains=trains)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
         _started_here = not address
@@ -104,68 +94,11 @@ def session_beside(module: str, address: str | None = None) -> Iterator[None]:
         yield
 
 
-def _init(
-    address: str | None,
-    files: Path | None,
-    held: contextlib.ExitStack,
-    options: dict[str, Any],
-    *,
-    trains: bool,
-) -> None:
-    """
-    Args:
-        files: folder for an embedded cluster's proxy.
-        held: gets what is this cluster's own until it ends.
-    """
+def _connect(address: str, options: dict[str, Any]) -> None:
     try:
-        if files is None:
-            ray.init(address=address, **options)
-            return
-        processors = os.cpu_count() or 1
-        settings = RAY | UNCOUNTED
-        if trains and processors <= PRELOAD_UP_TO:
-            settings |= PRELOAD
-        if proxy.available():
-            ports = held.enter_context(proxy.own_ports(proxy.ports_needed()))
-            settings |= proxy.settings(files, ports, processors)
-        with proxy.environment(settings), alone():
-            ray.init(address="local", **options)
-        for agent in _agents():
-            look_after(agent)
+        ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ClusterError(
-            f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
-            "an embedded one"
-        ) from error
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Start Ray without what only a cluster that others look at needs: the autoscaler's monitor,
-    the one that sends logs to drivers, and the server of the dashboard, which without it only
-    counts Ray's users. They took a sixth of the processors' time until a session was there.
-
-    These are private names of Ray 2.60, which is pinned; a test fails when they go away.
-    """
-    kept = {name: getattr(Node, name) for name in NOT_STARTED}
-    for name in NOT_STARTED:
-        setattr(Node, name, lambda self, **options: None)
-    try:
-        yield
-        _internal_kv_put(DASHBOARD_ADDRESS, NO_DASHBOARD, namespace=KV_NAMESPACE_DASHBOARD)
-    finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
-
-
-def _agents() -> list[int]:
-    """Processes that tell of the node, of the Ray that this process has started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if AGENT in " ".join(process.cmdline()):
-                found.append(process.pid)
-    return found
+        raise ClusterError(NOT_REACHED.format(address, error)) from error
 
 
 def _reach(address: str) -> None:
@@ -176,10 +109,7 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise ClusterError(
-            f"no Ray cluster at {address!r}: {error}; leave --address and RAY_ADDRESS out to use "
-            "an embedded one"
-        ) from error
+        raise ClusterError(NOT_REACHED.format(address, error)) from error
 
 
 def is_embedded(address: str | None = None) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
-from lepton_ray.jobs.session import PRELOAD_UP_TO
+from lepton_ray.jobs.embedded import PRELOAD_UP_TO
 from tests.e2e.test_demo import COMMAND, DEADLINE_S, DIGITS, REPO, SPACE, Process, run
 
 QUICK = ["--set=train.epochs=1", "--set=workers.min=1", "--set=workers.max=1"]
@@ -274,6 +274,40 @@ for opened in (session_beside("json"), session()):
     )
     small = (os.cpu_count() or 1) <= PRELOAD_UP_TO
     assert done.stdout.split() == [str(small), "False"], done.stderr
+
+
+def test_an_embedded_ray_waits_for_nothing_that_only_tells_of_it() -> None:
+    """Its raylet waited 15 s for that process, and ended, where a machine had much to do."""
+    code = """
+import threading
+import psutil
+import ray
+from lepton_ray.jobs.embedded import AGENT
+from lepton_ray.jobs.session import session
+
+found = []
+
+def stop():
+    while not found:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if any(word.endswith(AGENT) for word in process.cmdline()):
+                    found.append(process)
+                    process.suspend()
+            except psutil.Error:
+                pass  # it has ended
+
+threading.Thread(target=stop, daemon=True).start()
+with session():
+    answer = ray.get(ray.remote(lambda: "answered").remote())
+    print(answer, *(process.status() for process in found))
+    for process in found:
+        process.resume()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.stdout.split() == ["answered", "stopped"], done.stderr
 
 
 def test_an_embedded_ray_has_no_dashboard_and_nobody_looks_for_one(tmp_path: Path) -> None:

@@ -12,13 +12,17 @@ from lepton_ray import data
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Experiment
 from lepton_ray.data import Dataset
-from lepton_ray.jobs import proxy, session
+from lepton_ray.jobs import embedded, proxy
 from lepton_ray.priority import RAY
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    with proxy.environment(RAY), session.alone():
+    with (
+        proxy.environment(RAY),
+        proxy.own_ports(len(embedded.AGENT_PORTS)) as ports,
+        embedded.alone(ports),
+    ):
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lepton_ray.cli import main
 from lepton_ray.config import validate
 from lepton_ray.config.schema import Replicas, Serve, Workers
 from lepton_ray.errors import ClusterError, DataError, ExperimentError, StoreError, TrainingError
-from lepton_ray.jobs import session
+from lepton_ray.jobs import embedded, session
 from lepton_ray.jobs.planning import make_plan
 from lepton_ray.training import exactness
 from tests import stores
@@ -183,3 +184,15 @@ def test_replicas_on_gpus_need_a_cluster_that_has_them() -> None:
         session.check_gpus(halves, {"GPU": 1.0})
     with pytest.raises(ClusterError, match="needs 0.5 GPU .* has 0: .*serve.gpus=0"):
         session.check_gpus(Serve(gpus=0.5, replicas=Replicas(min=0, max=1)), {"CPU": 8.0})
+
+
+def test_a_ray_that_does_not_start_is_told_with_where_its_log_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(embedded.ray, "init", init)
+    held = contextlib.ExitStack()
+    with held, pytest.raises(ClusterError, match=r"timed out during startup.*session_latest/logs"):
+        embedded.start(tmp_path, held, {}, trains=False)
