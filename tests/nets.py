@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lepton_ray import models
@@ -127,6 +129,34 @@ def sleepy(
     **params: Any,
 ) -> nn.Module:
     return Sleepy(models.find(inner)(input_shape, classes, **params), pause_s, until)
+
+
+class Mortal(nn.Module):
+    """Any model; in replica 1 it ends its process in the fifth step, the first time.
+
+    Args:
+        once: a file that says that it has.
+    """
+
+    def __init__(self, model: nn.Module, once: str) -> None:
+        super().__init__()
+        self.model = model
+        self.once = once
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        second = dist.is_initialized() and dist.get_rank() == 1
+        if second and self.steps == 5 and not os.path.exists(self.once):
+            open(self.once, "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.model(x)
+
+
+def mortal(
+    input_shape: tuple[int, ...], classes: int, *, inner: str, once: str, **params: Any
+) -> nn.Module:
+    return Mortal(models.find(inner)(input_shape, classes, **params), once)
 
 
 class Scatter(nn.Linear):

@@ -20,7 +20,7 @@ from ray.serve.schema import LoggingConfig
 
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import EndpointError, ServingError
-from lepton_ray.serving import follower, keys
+from lepton_ray.serving import followers, keys
 from lepton_ray.serving.app import application
 from lepton_ray.serving.client import Client
 from lepton_ray.serving.follower import About, KeySource
@@ -52,7 +52,7 @@ class Live:
         told = f"version {self.version}"
         with contextlib.suppress(KeyboardInterrupt):
             while True:
-                found = follower.find(registry.name_of(self.reference))
+                found = followers.find(registry.name_of(self.reference))
                 if found is not None and (now := found[1].answers) not in ("", told):
                     say(f"serve  {self.reference} is {now}")
                     told = now
@@ -124,7 +124,7 @@ def serving(
     check_free(reference)
     url = f"http://{_reachable(config.host)}:{config.port}"
     # It loads MLflow, which takes seconds, while Serve starts.
-    following, endpoint = follower.start(reference, version.name, url, source)
+    following, endpoint = followers.start(reference, version.name, url, source)
     ended = False
     try:
         _start(config)
@@ -149,7 +149,7 @@ def serving(
                 if version.name in serve.status().applications:
                     serve.delete(version.name)
             finally:
-                follower.stop(version.name)
+                followers.stop(version.name)
                 endpoints.withdraw(version.name, endpoint)
 
 
@@ -179,8 +179,8 @@ def stop(name: str) -> None:
     if name not in serve.status().applications:
         raise ServingError(f"no endpoint of {name!r} on this cluster: see lepton-ray status")
     serve.delete(name)
-    found = follower.find(name)
-    follower.stop(name)
+    found = followers.find(name)
+    followers.stop(name)
     if found is not None:
         endpoints.withdraw(name, found[1].id)
 
@@ -189,7 +189,7 @@ def _there(reference: str) -> tuple[Any, About] | None:
     """The endpoint of the model that this cluster has, or that is being started; not what is left
     of one whose command was killed."""
     name = registry.name_of(reference)
-    found = follower.find(name)
+    found = followers.find(name)
     if found is None or name in serve.status().applications or found[1].age_s < STARTING_S:
         return found
     return None

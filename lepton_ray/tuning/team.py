@@ -5,6 +5,7 @@ The group is taken as a whole or not at all, so that trials never wait for each 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from torch._C._distributed_c10d import TCPStore
 
 from lepton_ray.config.schema import Experiment
@@ -20,6 +22,7 @@ from lepton_ray.training.loop import Replica
 from lepton_ray.training.membership import Fixed
 
 COLLECTIVE_TIMEOUT_S = 300
+DEATH_S = 60  # Ray knows of a process that died at once, of a machine later
 
 
 class Helper:
@@ -55,6 +58,7 @@ class Team:
         self._gpu = gpus > 0
         make = ray.remote(Helper).options(num_cpus=cpus, num_gpus=gpus)
         self._helpers: list[Any] = [make.remote(dataset) for _ in range(size - 1)]
+        self._asked: list[Any] = []
         host = ray.util.get_node_ip_address()
         store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         met = [
@@ -67,11 +71,31 @@ class Team:
     def start(self, experiment: Experiment, epochs: int | None) -> list[Any]:
         """References that are there once all have begun."""
         raw = experiment.model_dump(mode="json")
-        return [h.start.remote(raw, epochs, self._gpu) for h in self._helpers]
+        self._asked = [h.start.remote(raw, epochs, self._gpu) for h in self._helpers]
+        return self._asked
 
     def epoch(self) -> list[Any]:
         """References that are there once all have done an epoch."""
-        return [h.epoch.remote() for h in self._helpers]
+        self._asked = [h.epoch.remote() for h in self._helpers]
+        return self._asked
+
+    def tell_death(self) -> None:
+        """After a peer was lost: gloo notices a process that died before Ray does.
+
+        Raises:
+            RayActorError: when it was the process of one of the others that went.
+        """
+        waiting, end = self._asked, time.monotonic() + DEATH_S
+        while waiting:
+            ended, waiting = ray.wait(waiting, timeout=max(0.0, end - time.monotonic()))
+            if not ended:
+                return
+            try:
+                ray.get(ended)
+            except RayActorError:
+                raise
+            except Exception:  # it has lost a peer too, or is the one that raised
+                continue
 
     def close(self) -> None:
         """End the other replicas, which may hang where this one failed."""

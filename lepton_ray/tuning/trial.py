@@ -23,7 +23,7 @@ from lepton_ray.priority import give_way
 from lepton_ray.training.checkpoint import CheckpointFolder, copy_last
 from lepton_ray.training.digest import state_sha256
 from lepton_ray.training.loop import Replica
-from lepton_ray.training.membership import Fixed
+from lepton_ray.training.membership import Fixed, LostPeerError
 from lepton_ray.tuning.results import excesses
 from lepton_ray.tuning.team import Team
 
@@ -78,7 +78,9 @@ class Trial(tune.Trainable):
                 self._run(rows, result)
         except RayActorError:
             raise  # a replica's process died: Tune tries the whole trial once more
-        except Exception:
+        except Exception as error:
+            if self._team and isinstance(error, LostPeerError):
+                self._team.tell_death()
             self._disband()
             result |= {"error": traceback.format_exc() + self._tail.text(), "done": True}
         self._seconds += time.monotonic() - self._began

@@ -24,7 +24,7 @@ from lepton_ray import models
 from lepton_ray.cli import main
 from lepton_ray.config.schema import Canary, Serve
 from lepton_ray.data import Dataset
-from lepton_ray.serving import endpoint, follower, manifest, package
+from lepton_ray.serving import endpoint, followers, manifest, package
 from lepton_ray.serving.endpoint import Live
 from lepton_ray.serving.load import load_model
 from lepton_ray.tracking import endpoints, registry
@@ -233,7 +233,7 @@ def test_callers_stay_with_their_version_and_a_killed_controller_goes_on(
     wait_for(lambda: tally()[3].compared + tally()[3].dropped >= 2 * to_canary)
 
     (now,) = endpoints.reports("tried")
-    actor = ray.get_actor("tried", namespace=follower.NAMESPACE)
+    actor = ray.get_actor("tried", namespace=followers.NAMESPACE)
     os.kill(pid_of(actor), signal.SIGKILL)
     wait_for(lambda: endpoints.reports("tried")[0].seen_s > now.seen_s + 1 and alive(actor))
     (then,) = endpoints.reports("tried")

@@ -27,7 +27,7 @@ from lepton_ray.errors import ModelError, ServingError
 from lepton_ray.serving import endpoint, package
 from lepton_ray.serving import manifest as manifests
 from lepton_ray.serving.app import application
-from lepton_ray.serving.follower import start, stop
+from lepton_ray.serving.followers import start, stop
 from lepton_ray.serving.load import load_model
 from lepton_ray.serving.runtime import Runtime
 from lepton_ray.tracking import registry

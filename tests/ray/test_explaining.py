@@ -19,7 +19,7 @@ from lepton_ray import models
 from lepton_ray.config.schema import Serve
 from lepton_ray.data import Dataset
 from lepton_ray.errors import InputError
-from lepton_ray.serving import endpoint, follower, package
+from lepton_ray.serving import endpoint, followers, package
 from lepton_ray.serving.explain.actor import REST_S, WAITING, Question, Questions
 from lepton_ray.serving.explain.explainer import Explainer
 from lepton_ray.serving.files import read_files
@@ -65,9 +65,9 @@ def test_the_first_question_starts_what_explains(
         assert explaining() == []
         url, json = f"{live.url}/explain", {"rows": rows}
         # With the follower go the files that it has handed out.
-        actor = ray.get_actor("small", namespace=follower.NAMESPACE)
+        actor = ray.get_actor("small", namespace=followers.NAMESPACE)
         ray.kill(actor, no_restart=False)
-        wait_for(lambda: follower.find("small") is not None, DEADLINE_S)
+        wait_for(lambda: followers.find("small") is not None, DEADLINE_S)
         predicted = httpx.post(f"{live.url}/predict", json=json, timeout=DEADLINE_S)
         assert predicted.status_code == 200
         wait_for(

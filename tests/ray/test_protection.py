@@ -17,7 +17,7 @@ from lepton_ray import models
 from lepton_ray.config.schema import Serve
 from lepton_ray.data import Dataset
 from lepton_ray.errors import RefusedRequestError, ServingError
-from lepton_ray.serving import endpoint, follower, keys, package
+from lepton_ray.serving import endpoint, followers, keys, package
 from lepton_ray.serving.client import Client
 from lepton_ray.tracking import registry
 from tests import stores
@@ -183,7 +183,7 @@ def test_an_endpoint_without_its_key_file_does_not_start(config: Serve, tmp_path
 def test_a_second_command_is_refused_and_a_run_takes_the_endpoint_that_is_there(
     live: endpoint.Live, config: Serve, rows: list[dict]
 ) -> None:
-    actor = ray.get_actor(NAME, namespace=follower.NAMESPACE)
+    actor = ray.get_actor(NAME, namespace=followers.NAMESPACE)
     said = f"{NAME} is served on this cluster already: {NAME}@champion at {live.url}"
     for reference in (f"{NAME}@champion", f"{NAME}/1"):
         with pytest.raises(ServingError, match=said), endpoint.serving(reference, config):
@@ -199,6 +199,6 @@ def test_a_second_command_is_refused_and_a_run_takes_the_endpoint_that_is_there(
                 client.predict(rows)
     assert shared.key is not None
     wait_for(lambda: all(status(live.url, shared.key) == 401 for _ in range(20)), WITHIN_S)
-    assert ray.get_actor(NAME, namespace=follower.NAMESPACE) == actor, "the follower lives"
+    assert ray.get_actor(NAME, namespace=followers.NAMESPACE) == actor, "the follower lives"
     with live.client() as client:
         client.predict(rows)

@@ -118,13 +118,15 @@ def test_a_cut_off_trial_goes_on_from_its_own_checkpoint(
     assert record.metrics["seconds"] > 0
 
 
-def test_workers_of_a_trial_change_nothing_but_its_speed(
+def test_workers_of_a_trial_change_nothing_but_its_speed_nor_does_the_death_of_one(
     reference: ray.ObjectRef, tmp_path: Path
 ) -> None:
     tune = {"trials": 2, "scheduler": "none", "space": SPACE}
+    died = tmp_path / "died"
+    model = {"name": "tests.nets:mortal", "inner": "cnn", "width": 4, "once": str(died)}
     one, two = (
         study.run(
-            experiment(tune={**tune, "workers": n, "parallel": 3 - n}),
+            experiment(model=model, tune={**tune, "workers": n, "parallel": 3 - n}),
             reference,
             folder=tmp_path / str(n),
         ).journal
@@ -134,6 +136,7 @@ def test_workers_of_a_trial_change_nothing_but_its_speed(
         r.number: r.weights_sha256 for r in two.finished
     }
     assert all(r.weights_sha256 for r in one.finished)
+    assert died.exists()
 
 
 def test_a_population_ends_with_weights_that_went_through_several_settings(

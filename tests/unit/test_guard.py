@@ -14,7 +14,7 @@ import pytest
 from lepton_ray.cli import main
 from lepton_ray.config.schema import Serve
 from lepton_ray.errors import ServingError
-from lepton_ray.serving import endpoint, follower, guard, keys
+from lepton_ray.serving import endpoint, followers, guard, keys
 from lepton_ray.serving.access import MOST, AccessLog
 from lepton_ray.serving.board import FORGET_S, GONE_S, Board
 from lepton_ray.serving.follower import About, Follower, KeySource
@@ -308,7 +308,7 @@ def test_a_model_is_served_once_on_a_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     about = About("e", "people@champion", "http://people", False, age_s, "version 1")
-    monkeypatch.setattr(follower, "find", lambda name: (None, about) if name == "people" else None)
+    monkeypatch.setattr(followers, "find", lambda name: (None, about) if name == "people" else None)
     status = SimpleNamespace(applications={"people": 1} if served else {})
     monkeypatch.setattr(endpoint.serve, "status", lambda: status)
     endpoint.check_free("another@champion")

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from lepton_ray.training.membership import live
+from lepton_ray.training.membership import LeftError, live
 from lepton_ray.training.membership.coordinator import Coordinator
+from lepton_ray.training.membership.coordinator import _end as shut
 from lepton_ray.training.membership.generations import End, Generation, Standing, decide, held_up
 from lepton_ray.training.membership.live import Live
 from tests.elastic import PHASES, Kill, LiveOutcome, Member, Outcome, train, train_live
 from tests.elastic import Generation as Fixed
+from tests.lab import wait_for
 from tests.unit.test_exactness import PAIRS, STEPS, experiment
 
 LIVE_PHASES = (*PHASES, "enter", "heal", "measure")
@@ -130,6 +132,54 @@ def test_one_that_connects_again_is_lost_to_the_others_first() -> None:
         enter(one, (3, 0)).join(60)
         again.join(60)
         assert [entry.peers.size for entry in entries[2:]] == [2, 2]
+    finally:
+        coordinator.close()
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_one_that_was_cut_off_leaves_when_another_is_in_its_place(noticed: bool) -> None:
+    """Or there would be more replicas than the run may have: its machine is not gone for good."""
+    coordinator = Coordinator("127.0.0.1", b"secret", minimum=1, heartbeat_s=60.0)
+    entries.clear()
+    left: list[str] = []
+
+    def member(name: str) -> Live:
+        return Live(
+            coordinator.address,
+            b"secret",
+            id=name,
+            guaranteed="guaranteed" in name,
+            host="127.0.0.1",
+        )
+
+    def leave(one: Live) -> None:
+        with pytest.raises(LeftError):
+            one.enter(None, (3, 0))
+        left.append("old")
+
+    def there() -> list[str]:
+        return [s.id for s in coordinator.connected()]
+
+    try:
+        guaranteed, old, new = map(member, ("guaranteed 0@1", "live 0@2", "live 0@3"))
+        for entering in [enter(old), enter(guaranteed)]:
+            entering.join(60)
+        assert [entry.peers.size for entry in entries] == [2, 2]
+        if noticed:
+            shut(coordinator._connections["live 0@2"])
+            wait_for(lambda: there() == ["guaranteed 0@1"], 60)
+        entering = enter(new)
+        wait_for(lambda: "live 0@3" in there(), 60)
+        leaving = Thread(target=leave, args=(old,), daemon=True)
+        leaving.start()
+        leaving.join(60)
+        assert left
+        assert guaranteed._lost.wait(60)
+        guaranteed._before.broken = True
+        for one in (enter(guaranteed, (3, 0)), entering):
+            one.join(60)
+        assert [entry.peers.size for entry in entries[2:]] == [2, 2]
+        assert there() == ["guaranteed 0@1", "live 0@3"]
     finally:
         coordinator.close()
 

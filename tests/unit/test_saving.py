@@ -35,8 +35,15 @@ def replica(folder: CheckpointFolder, **options: Any) -> Replica:
     return Replica(asked, data.load(asked.data), checkpoints=folder, **options)
 
 
+class ToldByAnother(Fixed):
+    """Of a group that is asked to pause, one that has not heard so itself yet."""
+
+    leaving = False
+
+
+@pytest.mark.parametrize("kind", [Fixed, ToldByAnother])
 def test_a_replica_has_paused_when_what_it_would_lose_is_saved(
-    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch, kind: type[Fixed]
 ) -> None:
     monkeypatch.setattr(membership, "PAUSE_S", 0.0)
     paused: list[tuple[int, int]] = []
@@ -46,7 +53,7 @@ def test_a_replica_has_paused_when_what_it_would_lose_is_saved(
         if event["kind"] == "paused":
             paused.append((event["step"], folder.list()[-1].step))
 
-    here = replica(folder, membership=Fixed(should_pause=lambda: bool(asked)), report=report)
+    here = replica(folder, membership=kind(should_pause=lambda: bool(asked)), report=report)
     for _ in range(4):
         here.advance()
     asked.append(True)

@@ -94,9 +94,7 @@ class Coordinator:
         self._listener.close()
         with self._lock:
             for connection in self._connections.values():
-                # Its own thread closes it; a peer may have gone already.
-                with _socket_of(connection) as same, contextlib.suppress(OSError):
-                    same.shutdown(socket.SHUT_RDWR)
+                _end(connection)
 
     def _accept(self) -> None:
         while True:
@@ -140,7 +138,8 @@ class Coordinator:
             connection.close()  # after nobody else finds it
 
     def _welcome(self, hello: dict[str, Any], connection: Connection) -> str:
-        """Take a replica in; "" for one that may not train with the others."""
+        """Take a replica in; "" for one that may not train with the others, or whose place
+        another has taken while it was away."""
         name = str(hello["id"])
         profile = hello["profile"]
         with self._lock:
@@ -150,14 +149,21 @@ class Coordinator:
             if reason:
                 connection.send_bytes(json.dumps({"kind": "refused", "reason": reason}).encode())
                 self._tell({"kind": "refused", "reason": reason, "at": time.time()})
-                name = ""
-            else:
-                if name in self._there:  # its connection broke, which shows here later
-                    self._drop(name, "lost")
-                self._there[name] = Standing(
-                    id=name, guaranteed=hello["guaranteed"], node=hello["node"]
-                )
-                self._connections[name] = connection
+                return ""
+            for other in [n for n in self._there if _place(n) == _place(name)]:
+                if other != name and hello["again"]:
+                    connection.send_bytes(json.dumps({"kind": "leave"}).encode())
+                    return ""
+                # Its connection broke, which shows here later; or its machine was cut off, and this
+                # one is in its place.
+                if other != name:
+                    self._send(other, {"kind": "leave"})
+                    _end(self._connections[other])
+                self._drop(other, "lost")
+            self._there[name] = Standing(
+                id=name, guaranteed=hello["guaranteed"], node=hello["node"]
+            )
+            self._connections[name] = connection
         return name
 
     def _arrived(self, name: str, message: dict[str, Any]) -> None:
@@ -258,6 +264,17 @@ class Coordinator:
 
     def _event(self, reason: str) -> None:
         self._tell({"kind": "resize", "reason": reason, "at": time.time()})
+
+
+def _place(name: str) -> str:
+    """Of a replica in its run; one process after the other has it."""
+    return name.partition("@")[0]
+
+
+def _end(connection: Connection) -> None:
+    """Its own thread closes it; a peer may have gone already."""
+    with _socket_of(connection) as same, contextlib.suppress(OSError):
+        same.shutdown(socket.SHUT_RDWR)
 
 
 def _socket_of(connection: Connection) -> socket.socket:

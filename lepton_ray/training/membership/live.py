@@ -37,7 +37,7 @@ class Live:
     Args:
         address: of the `Coordinator`.
         secret: of the run.
-        id: unique over the run's replicas, and of no use to another process.
+        id: ``place@process``: of two processes with one place in the run, the newer one has it.
         guaranteed: part of Ray Train's group.
         host: address of this machine for gradients.
         node: name of the machine, by which it is asked to leave.
@@ -60,7 +60,7 @@ class Live:
         self._address = address
         self._should_leave = should_leave
         self._secret = secret
-        self._hello = {"id": id, "guaranteed": guaranteed, "node": node}
+        self._hello = {"id": id, "guaranteed": guaranteed, "node": node, "again": False}
         self._device = ProcessGroupGloo.create_device(hostname=host)
         self._store = TCPStore(address[0], address[2], is_master=False, wait_for_workers=False)
         self._connection: Connection | None = None
@@ -170,6 +170,7 @@ class Live:
                 answer_challenge(connection, self._secret)
                 deliver_challenge(connection, self._secret)
                 connection.send_bytes(json.dumps({**self._hello, "profile": profile}).encode())
+                self._hello["again"] = True
                 break
             except (OSError, EOFError) as error:
                 if getattr(error, "errno", None) not in UNREACHABLE:
