@@ -59,6 +59,8 @@ class _Column:
     cells: pa.ChunkedArray
     keep_texts: bool
     """Whether they are texts whatever they look like."""
+    code: bool
+    """Whether 01 is another than 1."""
 
 
 class _MisreadError(DataError):
@@ -66,7 +68,11 @@ class _MisreadError(DataError):
 
 
 def read(
-    paths: Sequence[str], texts: Collection[str], as_written: Collection[str], hands: Hands
+    paths: Sequence[str],
+    texts: Collection[str],
+    as_written: Collection[str],
+    codes: Collection[str],
+    hands: Hands,
 ) -> pd.DataFrame:
     """The rows of CSVs in UTF-8, with a header line; commas, double quotes.
 
@@ -74,6 +80,7 @@ def read(
         paths: of files with the same columns, in any order, here or at a URI.
         texts: columns that are not looked at: every cell is the text it is.
         as_written: columns of texts in which a cell may be missing.
+        codes: columns that are texts where a whole number begins with a zero.
         hands: for the pieces of the files, then for the columns.
 
     Raises:
@@ -92,7 +99,7 @@ def read(
     ]
     table = _texts(files, hands)
     asked = {
-        name: _Column(cells=table.column(at), keep_texts=name in as_written)
+        name: _Column(cells=table.column(at), keep_texts=name in as_written, code=name in codes)
         for at, name in enumerate(columns)
         if name not in texts
     }
@@ -199,7 +206,7 @@ def _typed(column: _Column) -> pa.ChunkedArray | None:
     they stay as they are."""
     cells = column.cells
     as_texts = _without(cells, ("",))
-    if column.keep_texts:
+    if column.keep_texts or (column.code and _any_code(cells)):
         return as_texts
     numbers = _without(cells, MISSING)
     trimmed = pc.utf8_trim_whitespace(cells if numbers is None else numbers)
@@ -218,6 +225,11 @@ def _typed(column: _Column) -> pa.ChunkedArray | None:
     if not lower.null_count and pc.all(pc.is_in(lower, pa.array(["true", "false"]))).as_py():
         return pc.equal(lower, "true")
     return as_texts
+
+
+def _any_code(cells: pa.ChunkedArray) -> bool:
+    found: bool | None = pc.any(pc.match_substring_regex(cells, r"^\s*0\d+\s*$")).as_py()
+    return bool(found)
 
 
 def _without(cells: pa.ChunkedArray, gaps: Sequence[str]) -> pa.ChunkedArray | None:

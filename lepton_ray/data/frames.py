@@ -33,6 +33,7 @@ def read(
     source: Source,
     texts: Collection[str] = (),
     as_written: Collection[str] = (),
+    codes: Collection[str] = (),
     hands: Hands | None = None,
 ) -> pd.DataFrame:
     """The rows of all that a source names, one after the other.
@@ -41,6 +42,7 @@ def read(
         texts: columns whose cells are texts as they stand, also ``123``, ``NA`` and nothing, which
             a CSV cannot tell from numbers and missing values.
         as_written: columns of a CSV whose cells are texts, also ``0123``, or missing.
+        codes: columns of a CSV that are texts if a whole number in them begins with a zero.
         hands: for large CSV and Parquet files.
 
     Several files are of the columns of the first. CSVs together, and Parquet files, are as one that
@@ -56,10 +58,10 @@ def read(
     hands = enough(sum(map(files.size_of, paths)), hands or Own())
     if all(some is not None for _, some in found):
         if all(path.endswith(".csv") for path in paths):
-            return _with_texts(csvs.read(paths, texts, as_written, hands), texts)
+            return _with_texts(csvs.read(paths, texts, as_written, codes, hands), texts)
         if all(path.endswith(".parquet") for path in paths):
             return _with_texts(parquets.read(paths, hands), texts)
-    return _with_texts(_one_after_the_other(found, texts, as_written, hands), texts)
+    return _with_texts(_one_after_the_other(found, texts, as_written, codes, hands), texts)
 
 
 def _is_files(source: str) -> bool:
@@ -70,6 +72,7 @@ def _one_after_the_other(
     found: Sequence[tuple[str, list[str] | None]],
     texts: Collection[str],
     as_written: Collection[str],
+    codes: Collection[str],
     hands: Hands,
 ) -> pd.DataFrame:
     """Of several kinds, in memory.
@@ -87,7 +90,7 @@ def _one_after_the_other(
             frames[one] = _called(one)
         for path in paths or ():
             if path.endswith(".csv"):
-                frames[path] = csvs.read([path], texts, as_written, hands)
+                frames[path] = csvs.read([path], texts, as_written, codes, hands)
             elif path.endswith(".parquet"):
                 frames[path] = parquets.read([path], hands)
             else:

@@ -304,7 +304,8 @@ def _frame(
     Raises:
         DataError: when it has none.
     """
-    frame = frames.read(data.source, texts, as_written, hands)
+    codes = {*data.targets, *([data.split.group] if data.split.group else [])}
+    frame = frames.read(data.source, texts, as_written, codes, hands)
     if not len(frame):
         raise DataError(f"data.source {data.source!r} holds no samples")
     return frame

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from lepton_ray import data, models
 from lepton_ray.config.schema import Model, TableData
-from lepton_ray.data import dates, room, spread
+from lepton_ray.data import dates, room, sources, spread
 from lepton_ray.data.preprocess import Preprocess
 from lepton_ray.errors import DataError, ExperimentError
 from lepton_ray.serving.requests import RowsError, columns_of
@@ -61,6 +61,17 @@ def test_a_declared_category_is_read_as_it_is_written(tmp_path: Path) -> None:
     section = {"kind": "table", "source": str(tmp_path / "t.csv"), "target": "y"}
     dataset = data.load(TableData.model_validate(section | {"types": {"zip": "category"}}))
     assert dataset.schema.columns[0].categories == ("01234", "05")
+
+
+def test_a_class_that_begins_with_a_zero_is_another_than_one_that_does_not(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\n" + "1,01\n2,1\n3,10\n" * 30)
+    section = {"kind": "table", "source": str(tmp_path / "t.csv"), "target": "y"}
+    assert data.load(TableData.model_validate(section)).schema.classes == ("01", "1", "10")
+    (tmp_path / "t.csv").write_text("a,y\n" + "1, 0\n2, 1\n3, 10\n" * 30)
+    assert data.load(TableData.model_validate(section)).schema.classes == ("0", "1", "10")
+    (tmp_path / "t.csv").write_text("a,y\n" + "1,0.5\n2,01\n3,10\n" * 30)
+    numbers = sources.read(TableData.model_validate(section | {"task": "regression"})).labels
+    assert numbers[:3].tolist() == [0.5, 1.0, 10.0]
 
 
 @pytest.mark.parametrize("missing", ["median", "mean"])
