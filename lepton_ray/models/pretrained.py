@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lepton_ray.data.pretrained import Pretrained, Words
 from lepton_ray.errors import nearest
@@ -47,6 +48,16 @@ class ImageClassifier(nn.Module):
         """Logits [n, classes] from images [n, channels, height, width]."""
         logits: Tensor = self.model(pixel_values=pixels).logits
         return logits
+
+    def train(self, mode: bool = True) -> ImageClassifier:
+        """What is frozen keeps the statistics that it came with, too."""
+        super().train(mode)
+        for module in self.modules():
+            own = list(module.parameters(recurse=False))
+            norm = isinstance(module, _BatchNorm)
+            if norm and own and not any(p.requires_grad for p in own):
+                module.eval()
+        return self
 
 
 def pretrained(
