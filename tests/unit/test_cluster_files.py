@@ -21,7 +21,7 @@ from ray.autoscaler._private.util import fillout_defaults, validate_config
 
 from lepton_ray import priority
 from lepton_ray.errors import ClusterError
-from lepton_ray.jobs import cluster_file, cluster_rules, proxy, session
+from lepton_ray.jobs import cluster_file, cluster_rules, embedded, proxy
 from lepton_ray.jobs.prices import family
 
 REPO = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_ray_itself_takes_them(name: str) -> None:
 def test_all_clusters_have_their_processes_load_the_same() -> None:
     for file in (CLUSTER / "node.sh", CLUSTER / "kuberay.yaml"):
         found = re.findall(r'RAY_preload_python_modules(?:=|, value: ")([\w.,]+)', file.read_text())
-        assert found == list(session.PRELOAD.values()), file
+        assert found == list(embedded.PRELOAD.values()), file
 
 
 def test_all_clusters_serve_alike() -> None:
