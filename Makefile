@@ -38,12 +38,13 @@ results: install
 	@touch $@
 
 test: install .venv/.clouds
-	.venv/bin/pytest tests/unit -n 2
+	.venv/bin/pytest tests/unit -n 2 --dist loadfile
 	.venv/bin/pytest tests/ray
 
 # -v names a test that failed also where the time is over before the others are.
 e2e: install
-	.venv/bin/pytest tests/ray tests/e2e -m "(slow or e2e) and not soak and not cluster" -n 2 -v
+	.venv/bin/pytest tests/ray -m "slow and not soak"
+	.venv/bin/pytest tests/e2e -n 2 --dist loadfile --no-loadscope-reorder -v
 
 # `ray up`, jobs, power cuts and `ray down` on machines in namespaces of this one; needs root.
 e2e-cluster: install

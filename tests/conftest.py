@@ -1,21 +1,13 @@
-"""What holds for every test: nothing of the person's own set-up is used, CI skips nothing, and
-processes that share the tests (``-n 2``) share them by file."""
+"""What holds for every test: nothing of the person's own set-up is used, and CI skips nothing."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
-RAY = "tests/ray"
-# What takes minutes, the longest first: what began last would run on when all else is done.
-LONG = (
-    RAY,
-    *(f"tests/e2e/test_{name}.py" for name in ("jobs", "commands", "demo", "elastic", "network")),
-)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,29 +20,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if os.environ.get("CI") == "true":
         config.pluginmanager.register(NoSkips(_allowed_skips()), "no-skips")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {part: at for at, part in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(_part(item.nodeid), len(LONG)))  # stable
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByPart(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return _part(nodeid)
-
-    config.option.loadscopereorder = False
-    return ByPart(config, log)
-
-
-def _part(nodeid: str) -> str:
-    """Tests that one process does: those of a file, and all that share the Ray of tests/ray."""
-    file = nodeid.partition("::")[0]
-    return RAY if file.startswith(RAY) else file
 
 
 def _allowed_skips() -> set[tuple[str, str]]:
