@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import pytest
 from moto.server import ThreadedMotoServer
 
+from lepton_ray.cli import main
 from lepton_ray.jobs.embedded import PRELOAD_UP_TO
 from tests.e2e.test_demo import COMMAND, DEADLINE_S, DIGITS, REPO, SPACE, Process, run
 
@@ -115,13 +116,20 @@ def test_predict_writes_one_line_a_row(home: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments_are_exit_2_and_say_why(
-    home: Path, arguments: list[str], said: str
+    home: Path,
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """In this process: what a process of its own loads is loaded sixteen times otherwise."""
     (home / "wrong.jsonl").write_text(f"{json.dumps(row())}\n{json.dumps(row(17.0))}\n")
-    done = command(home, *arguments)
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert said in done.stderr
-    assert done.stdout == ""
+    monkeypatch.chdir(home)
+    code = main(arguments)
+    printed = capsys.readouterr()
+    assert (code, "Traceback" in printed.err) == (2, False), printed.err
+    assert said in printed.err
+    assert printed.out == ""
 
 
 def test_serve_answers_until_it_is_stopped(home: Path, port: str) -> None:
