@@ -307,7 +307,7 @@ class Replica:
     def _change(self) -> None:
         """On to the next generation; a replica that leaves saves what might be lost with it."""
         self._take_in(to_the_end=True)
-        # A group that lasts not is ended as a whole, and this replica may be the last to hear it.
+        # A group that does not last is ended as a whole; this replica may be the last to hear it.
         if self._membership.leaving or not self._membership.lasting:
             if self._saver:
                 self._saver.save(self.state)

@@ -95,7 +95,7 @@ class Team:
             except RayActorError:
                 raise
             except Exception:  # it has lost a peer too, or is the one that raised
-                continue
+                pass
 
     def close(self) -> None:
         """End the other replicas, which may hang where this one failed."""

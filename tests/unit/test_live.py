@@ -14,7 +14,7 @@ import pytest
 
 from lepton_ray.training.membership import LeftError, live
 from lepton_ray.training.membership.coordinator import Coordinator
-from lepton_ray.training.membership.coordinator import _end as shut
+from lepton_ray.training.membership.coordinator import _shut as shut
 from lepton_ray.training.membership.generations import End, Generation, Standing, decide, held_up
 from lepton_ray.training.membership.live import Live
 from tests.elastic import PHASES, Kill, LiveOutcome, Member, Outcome, train, train_live
@@ -160,16 +160,21 @@ def test_one_that_was_cut_off_leaves_when_another_is_in_its_place(noticed: bool)
     def there() -> list[str]:
         return [s.id for s in coordinator.connected()]
 
+    def waits(name: str) -> bool:
+        return any(s.id == name and s.arrived for s in coordinator.connected())
+
     try:
         guaranteed, old, new = map(member, ("guaranteed 0@1", "live 0@2", "live 0@3"))
-        for entering in [enter(old), enter(guaranteed)]:
+        first = enter(old)
+        wait_for(lambda: waits("live 0@2"), 60)  # else the generation is of one
+        for entering in (first, enter(guaranteed)):
             entering.join(60)
         assert [entry.peers.size for entry in entries] == [2, 2]
         if noticed:
             shut(coordinator._connections["live 0@2"])
             wait_for(lambda: there() == ["guaranteed 0@1"], 60)
         entering = enter(new)
-        wait_for(lambda: "live 0@3" in there(), 60)
+        wait_for(lambda: waits("live 0@3"), 60)
         leaving = Thread(target=leave, args=(old,), daemon=True)
         leaving.start()
         leaving.join(60)

@@ -94,7 +94,7 @@ class Coordinator:
         self._listener.close()
         with self._lock:
             for connection in self._connections.values():
-                _end(connection)
+                _shut(connection)
 
     def _accept(self) -> None:
         while True:
@@ -150,16 +150,15 @@ class Coordinator:
                 connection.send_bytes(json.dumps({"kind": "refused", "reason": reason}).encode())
                 self._tell({"kind": "refused", "reason": reason, "at": time.time()})
                 return ""
-            for other in [n for n in self._there if _place(n) == _place(name)]:
-                if other != name and hello["again"]:
+            before = next((n for n in self._there if _place(n) == _place(name)), None)
+            if before is not None and before != name:  # the machine of one of them was cut off
+                if hello["again"]:
                     connection.send_bytes(json.dumps({"kind": "leave"}).encode())
                     return ""
-                # Its connection broke, which shows here later; or its machine was cut off, and this
-                # one is in its place.
-                if other != name:
-                    self._send(other, {"kind": "leave"})
-                    _end(self._connections[other])
-                self._drop(other, "lost")
+                self._send(before, {"kind": "leave"})
+                _shut(self._connections[before])
+            if before is not None:  # its connection broke, which shows here later
+                self._drop(before, "lost")
             self._there[name] = Standing(
                 id=name, guaranteed=hello["guaranteed"], node=hello["node"]
             )
@@ -271,7 +270,7 @@ def _place(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _end(connection: Connection) -> None:
+def _shut(connection: Connection) -> None:
     """Its own thread closes it; a peer may have gone already."""
     with _socket_of(connection) as same, contextlib.suppress(OSError):
         same.shutdown(socket.SHUT_RDWR)
