@@ -1,8 +1,9 @@
-"""Tables of scores, as a person reads them."""
+"""Scores and weights, as a person reads of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lepton_ray.config import schema as config
 from lepton_ray.data.decision import AnyDecision, Decision
@@ -67,6 +68,16 @@ def label_table(labels: Mapping[str, Mapping[str, float]]) -> str:
     ranked = sorted(labels, key=lambda name: -labels[name]["samples"])
     title = "labels" if len(labels) <= SHOWN else f"labels (the first {SHOWN} of {len(labels)})"
     return _table(title, {name: labels[name] for name in ranked[:SHOWN]})
+
+
+def same_weights(best: Mapping[str, Any], sha256: str) -> str:
+    """What to say of the final training's weights beside the best trial's."""
+    if best["state"] != "finished" or not best["weights_sha256"]:
+        return ""
+    number = f"{best['number']:04d}"
+    if best["weights_sha256"] == sha256:
+        return f", the same bytes as in trial {number}"
+    return f", other bytes than in trial {number}"
 
 
 def _table(title: str, groups: Mapping[str, Mapping[str, float]]) -> str:

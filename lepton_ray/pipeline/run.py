@@ -20,11 +20,7 @@ from lepton_ray import models
 from lepton_ray.config import flatten, render, with_settings
 from lepton_ray.config import schema as config
 from lepton_ray.data import decision
-from lepton_ray.errors import (
-    CheckpointError,
-    ExperimentError,
-    GateError,
-)
+from lepton_ray.errors import CheckpointError, ExperimentError, GateError
 from lepton_ray.jobs import provenance, session
 from lepton_ray.jobs.metrics import RunMetrics
 from lepton_ray.jobs.planning import make_plan
@@ -33,7 +29,13 @@ from lepton_ray.jobs.watchers import TrainingWatcher, numbers, to_all
 from lepton_ray.pipeline import carried, past
 from lepton_ray.pipeline.checks import check_endpoint, score, score_labels, score_slices
 from lepton_ray.pipeline.promotion import pass_gate, try_canary
-from lepton_ray.pipeline.reports import decision_table, label_table, score_table, slice_table
+from lepton_ray.pipeline.reports import (
+    decision_table,
+    label_table,
+    same_weights,
+    score_table,
+    slice_table,
+)
 from lepton_ray.pipeline.version import write_version
 from lepton_ray.serving import drift, package
 from lepton_ray.serving.runtime import Runtime
@@ -49,8 +51,6 @@ from lepton_ray.training.trainer import TrainResult, train
 from lepton_ray.tuning.population import last_epoch
 
 CHECKED_ROWS = 32  # test samples sent to a new endpoint
-
-
 STAGES = {
     "tune": ("tune",),
     "train": ("train", "register"),
@@ -390,13 +390,3 @@ class Run:
         return (
             {} if given is None else {"pretrained": given.name, "pretrained_sha256": given.sha256}
         )
-
-
-def same_weights(best: Mapping[str, Any], sha256: str) -> str:
-    """What to say of the final training's weights beside the best trial's."""
-    if best["state"] != "finished" or not best["weights_sha256"]:
-        return ""
-    number = f"{best['number']:04d}"
-    if best["weights_sha256"] == sha256:
-        return f", the same bytes as in trial {number}"
-    return f", other bytes than in trial {number}"
