@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,11 @@ AGENT_PORTS = (
 )
 
 
-def start(folder: Path, held: contextlib.ExitStack, options: dict[str, Any], trains: bool) -> None:
-    """
+def start(held: contextlib.ExitStack, options: dict[str, Any], *, trains: bool) -> None:
+    """Start it, on all processors, with a proxy for endpoints where this machine has one.
+
     Args:
-        folder: of files of its proxy, with a short name.
-        held: gets what is this cluster's own until it ends.
+        held: gets the files and ports that are its own; to be closed when it has ended.
         options: of ``ray.init``.
         trains: it prepares processes for replicas and trials.
 
@@ -61,17 +62,18 @@ def start(folder: Path, held: contextlib.ExitStack, options: dict[str, Any], tra
     settings = RAY | UNCOUNTED | PATIENT
     if trains and processors <= PRELOAD_UP_TO:
         settings |= PRELOAD
+    folder = held.enter_context(tempfile.TemporaryDirectory(prefix="lepton-"))
     try:
         ports = held.enter_context(proxy.own_ports(len(AGENT_PORTS) + proxy.ports_needed()))
         if proxy.available():
-            settings |= proxy.settings(folder, ports + len(AGENT_PORTS), processors)
+            settings |= proxy.settings(Path(folder), ports + len(AGENT_PORTS), processors)
         with proxy.environment(settings), alone(ports):
             ray.init(address="local", num_cpus=processors, include_dashboard=False, **options)
     except Exception as error:  # Ray raises just that for a raylet that ended
         logs = Path(get_default_ray_temp_dir(), "session_latest", "logs")
         raise ClusterError(
-            f"no Ray could be started on this machine: {error} Its own words are in {logs}; name a "
-            "cluster with --address to use that"
+            f"no Ray could be started on this machine: {str(error).rstrip('.')}; its log is in "
+            f"{logs}; name a cluster with --address to use that"
         ) from error
     for agent in _agents():
         look_after(agent)

@@ -8,11 +8,9 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -63,8 +61,7 @@ def session(address: str | None = None, *, trains: bool = False) -> Iterator[Non
         if address:
             _connect(address, options)
         else:
-            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="lepton-")))
-            embedded.start(folder, held, options, trains=trains)
+            embedded.start(held, options, trains=trains)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would end the process untidily
         _started_here = not address

@@ -187,7 +187,7 @@ def test_replicas_on_gpus_need_a_cluster_that_has_them() -> None:
 
 
 def test_a_ray_that_does_not_start_is_told_with_where_its_log_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def init(**options: object) -> None:
         raise Exception("The current node timed out during startup.")
@@ -195,4 +195,4 @@ def test_a_ray_that_does_not_start_is_told_with_where_its_log_is(
     monkeypatch.setattr(embedded.ray, "init", init)
     held = contextlib.ExitStack()
     with held, pytest.raises(ClusterError, match=r"timed out during startup.*session_latest/logs"):
-        embedded.start(tmp_path, held, {}, trains=False)
+        embedded.start(held, {}, trains=False)
